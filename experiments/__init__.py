@@ -1,0 +1,1 @@
+"""Experiments: absl binaries over led_jax."""

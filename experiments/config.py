@@ -1,0 +1,198 @@
+"""The configuration of a run: its flags, its model and its record on disk."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from led_jax import densities, flows, networks
+from led_jax.data import Dataset
+from led_jax.model import LED
+
+
+def _field(default: Any, help: str, *, free: bool = False, choices: tuple[str, ...] = ()) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"help": help, "free": free, "choices": choices}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is, one flag a field. Fields marked free may change when a run is resumed."""
+
+    dataset: str = _field("digits", "digits, binarized_mnist, or a tensorflow-datasets name.")
+    data_dir: str = _field(
+        "", "Directory of binarized_mnist's .amat files, or of tensorflow-datasets.", free=True
+    )
+    binarize: str = _field(
+        "static", "Binarize grey images once, or afresh each epoch.", choices=("static", "dynamic")
+    )
+    network: str = _field("mlp", "Encoder and decoder: 2 x 200 ReLU units.", choices=("mlp",))
+    latent_dim: int = _field(50, "Number of latent variables.")
+    prior: str = _field("nvp", "Flow of the prior p(z).", choices=("nvp",))
+    prior_depth: int = _field(4, "L_prior: Real NVP layers; 0 keeps N(0, I).")
+    prior_hidden: tuple[int, ...] = _field((100,), "Hidden widths of each prior layer.")
+    posterior: str = _field("made", "Flow of the posterior q(z|x).", choices=("made", "nvp"))
+    posterior_depth: int = _field(0, "L_post: posterior layers; 0 keeps the Gaussian.")
+    posterior_hidden: tuple[int, ...] = _field((512, 512), "Hidden widths of each layer.")
+    posterior_context: int = _field(
+        0, "Width of the encoder's context for every posterior layer; 0 for none."
+    )
+    epochs: int = _field(0, "Passes over the training split; 0: 200 for digits, 500 otherwise.")
+    batch_size: int = _field(100, "Rows a step.")
+    learning_rate: float = _field(1e-3, "Adam's peak rate; it decays to 0 along a cosine.")
+    warmup: int = _field(0, "Epochs over which the learning rate rises to its peak.")
+    kl_warmup: int = _field(0, "Epochs over which the KL's weight rises to 1.")
+    clip_norm: float = _field(0.0, "Largest global norm of the gradient; 0 does not clip.")
+    seed: int = _field(0, "Seed of everything random but the data's split and binarization.")
+    nll_samples: int = _field(5000, "Importance samples for each test image.", free=True)
+
+    def __post_init__(self):
+        if self.epochs == 0:
+            object.__setattr__(self, "epochs", 200 if self.dataset == "digits" else 500)
+        for name in ("prior_hidden", "posterior_hidden"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        positive = ("latent_dim", "epochs", "batch_size", "learning_rate", "nll_samples")
+        not_negative = ("prior_depth", "posterior_depth", "posterior_context", "warmup")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
+        for name in (*not_negative, "kl_warmup", "clip_norm", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            choices = field.metadata["choices"]
+            if choices and getattr(self, field.name) not in choices:
+                raise ValueError(
+                    f"--{field.name} must be one of {', '.join(choices)}, "
+                    f"got {getattr(self, field.name)!r}"
+                )
+        if self.warmup >= self.epochs:
+            raise ValueError(f"--warmup={self.warmup} must be less than --epochs={self.epochs}")
+
+    def to_command(self) -> str:
+        """The command line that makes this run, without its machine's paths."""
+        default = Config(dataset=self.dataset)
+        args = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "data_dir" or value == getattr(default, field.name):
+                continue
+            value = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            args.append(f"--{field.name}={value}")
+        if self.dataset != "digits":
+            args.insert(0, f"--dataset={self.dataset}")
+        return " ".join(["python -m experiments.train", *args])
+
+
+def build_led(config: Config, dataset: Dataset) -> LED:
+    """The model of a configuration for a data set's images."""
+    latent_shape = (config.latent_dim,)
+    context_dim = config.posterior_context or None
+    if config.posterior == "made":
+        posterior = flows.iaf(
+            latent_shape,
+            config.posterior_depth,
+            hidden=config.posterior_hidden,
+            context_dim=context_dim,
+        )
+    else:
+        posterior = flows.real_nvp(
+            latent_shape,
+            config.posterior_depth,
+            hidden=config.posterior_hidden,
+            context_dim=context_dim,
+        )
+    prior = flows.real_nvp(latent_shape, config.prior_depth, hidden=config.prior_hidden)
+    return LED(
+        encoder=networks.mlp_encoder(config.latent_dim, context_dim=context_dim),
+        posterior=posterior,
+        prior=densities.transformed(densities.standard_normal(latent_shape), prior),
+        decoder=networks.mlp_decoder(dataset.image_shape[0] * dataset.image_shape[1]),
+    )
+
+
+def define_flags() -> None:
+    """Defines one flag for each field of `Config`."""
+    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    for field in dataclasses.fields(Config):
+        help, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, field.default, choices, help)
+        elif isinstance(field.default, tuple):
+            flags.DEFINE_list(field.name, list(map(str, field.default)), help)
+        else:
+            define[type(field.default)](field.name, field.default, help)
+
+
+def config_from_flags(workdir: pathlib.Path) -> Config:
+    """The run's configuration: the one on record in `workdir`, else that of the flags.
+
+    Raises:
+      ValueError: if a flag is invalid, or given on the command line and not what is on record.
+    """
+    given = {}
+    for field in dataclasses.fields(Config):
+        flag = flags.FLAGS[field.name]
+        if flag.present:
+            given[field.name] = flag.value
+            if isinstance(field.default, tuple):
+                given[field.name] = _parse_widths(field.name, flag.value)
+    recorded = read_config(workdir)
+    if recorded is None:
+        return Config(**given)
+    differing = [
+        f"--{field.name} is {getattr(recorded, field.name)} there, {given[field.name]} here"
+        for field in dataclasses.fields(Config)
+        if field.name in given
+        and not field.metadata["free"]
+        and given[field.name] != getattr(recorded, field.name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds a run of another configuration: {'; '.join(differing)}. Leave these "
+            "flags away to continue that run, or name another --workdir"
+        )
+    free = {f.name for f in dataclasses.fields(Config) if f.metadata["free"]}
+    return dataclasses.replace(recorded, **{k: v for k, v in given.items() if k in free})
+
+
+def read_config(workdir: pathlib.Path) -> Config | None:
+    """The configuration on record in a run's directory, or None if there is none.
+
+    Raises:
+      ValueError: if the record cannot be read, or the directory holds something else.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        if workdir.exists() and not workdir.is_dir():
+            raise ValueError(f"--workdir={workdir} is not a directory")
+        if workdir.is_dir() and any(workdir.iterdir()):
+            raise ValueError(
+                f"{workdir} has files in it but no config.json: it is not a run's directory. Name "
+                "an empty or a new --workdir"
+            )
+        return None
+    try:
+        return Config(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a run's configuration: {error}") from error
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _parse_widths(name: str, values: list[str]) -> tuple[int, ...]:
+    if not values or not all(value.strip().isdecimal() and int(value) > 0 for value in values):
+        raise ValueError(
+            f"--{name} must be positive widths separated by commas, such as 512,512; "
+            f"got {','.join(values)!r}"
+        )
+    return tuple(int(value) for value in values)

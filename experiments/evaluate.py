@@ -1,0 +1,59 @@
+r"""Estimates the NLL of a trained run's best state.
+
+    python -m experiments.evaluate --workdir=DIR [--split=test] [--nll_samples=5000]
+
+The last line on standard output is one JSON object.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from absl import app, flags
+
+from experiments.config import read_config
+from experiments.run import estimate_nll, load_run
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Rows to evaluate.")
+_NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 5000, "Importance samples a row.", 1)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the data are, if no longer where they were.")
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates the run that the flags name."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    workdir = pathlib.Path(_WORKDIR.value).expanduser()
+    try:
+        config = read_config(workdir)
+        if config is None:
+            raise ValueError(f"{workdir} is not a run's directory; train one with --workdir first")
+        config = dataclasses.replace(
+            config,
+            nll_samples=_NLL_SAMPLES.value,
+            data_dir=_DATA_DIR.value or config.data_dir,
+        )
+        led, dataset, best = load_run(config, workdir)
+        estimate = estimate_nll(led, best.params, getattr(dataset, _SPLIT.value), config)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(
+        json.dumps(
+            {
+                "dataset": config.dataset,
+                "split": _SPLIT.value,
+                "epoch": int(best.epoch),
+                "elbo": estimate.elbo,
+                "nll": estimate.nll,
+                "nll_se": estimate.standard_error,
+                "nll_monte_carlo_se": estimate.monte_carlo_error,
+                "nll_samples": config.nll_samples,
+                "seed": config.seed,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,32 @@
+"""Where a number comes from: versions and hardware."""
+
+import os
+import pathlib
+import platform
+
+import flax
+import jax
+import numpy as np
+import optax
+
+import led_jax
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    modules = (led_jax, jax, flax, optax, np)
+    return {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules}
+
+
+def hardware() -> str:
+    """The device that computes, in words."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}"
+    model = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+    return f"{os.cpu_count()} cores, {model}"

@@ -1,0 +1,39 @@
+r"""Trains a LED and reports its test NLL.
+
+    python -m experiments.train                                    # digits, under a minute
+    python -m experiments.train --dataset=binarized_mnist --data_dir=DIR --prior_depth=12
+    python -m experiments.train --workdir=DIR                      # continue a run that was stopped
+
+The last line on standard output is one JSON object, also in WORKDIR/result.json.
+"""
+
+import datetime
+import json
+import pathlib
+
+from absl import app, flags
+
+from experiments.config import config_from_flags, define_flags
+from experiments.run import run
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Directory of the run; empty: a new one under runs/. An unfinished one goes on."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Trains what the flags describe."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/train-{stamp}").expanduser()
+    try:
+        result = run(config_from_flags(workdir), workdir)
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

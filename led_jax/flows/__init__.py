@@ -1,0 +1,35 @@
+"""Flows: invertible maps with log-determinants, as pairs of pure functions."""
+
+from led_jax.flows.actnorm import actnorm
+from led_jax.flows.autoregressive import autoregressive, iaf
+from led_jax.flows.base import Flow, chain, flatten, invert, repeat
+from led_jax.flows.conditioners import made, mlp
+from led_jax.flows.coupling import coupling, real_nvp
+from led_jax.flows.masks import channel, checkerboard, random_half
+from led_jax.flows.permutations import permute, reverse
+from led_jax.flows.transformers import Transformer, additive, affine, gate, gated
+
+__all__ = [
+    "Flow",
+    "Transformer",
+    "actnorm",
+    "additive",
+    "affine",
+    "autoregressive",
+    "chain",
+    "channel",
+    "checkerboard",
+    "coupling",
+    "flatten",
+    "gate",
+    "gated",
+    "iaf",
+    "invert",
+    "made",
+    "mlp",
+    "permute",
+    "random_half",
+    "real_nvp",
+    "repeat",
+    "reverse",
+]

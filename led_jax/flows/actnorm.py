@@ -1,0 +1,37 @@
+"""Activation normalisation: a trainable scale and shift for each entry."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from led_jax.flows.base import Flow, Params
+
+
+def actnorm(event_ndims: int = 1) -> Flow:
+    """y = (x + shift) e^log_scale, entry by entry.
+
+    Kingma and Dhariwal (2018), section 3.1, https://arxiv.org/abs/1807.03039. `init` sets mean 0
+    and variance 1 over the batch axes of its `x`; without batch axes it starts as the identity.
+
+    Args:
+      event_ndims: number of event axes.
+    """
+
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        batch_axes = tuple(range(x.ndim - event_ndims))
+        if not batch_axes:
+            return {"log_scale": jnp.zeros_like(x), "shift": jnp.zeros_like(x)}
+        std = jnp.maximum(x.std(batch_axes), 1e-3)
+        return {"log_scale": -jnp.log(std), "shift": -x.mean(batch_axes)}
+
+    def log_det(log_scale: Array, x: Array) -> Array:
+        return jnp.broadcast_to(log_scale.sum(), x.shape[: x.ndim - event_ndims]).astype(x.dtype)
+
+    def apply(params: Params, x: Array, context: Array | None = None):
+        y = (x + params["shift"]) * jnp.exp(params["log_scale"])
+        return y.astype(x.dtype), log_det(params["log_scale"], x)
+
+    def inverse(params: Params, y: Array, context: Array | None = None):
+        x = y * jnp.exp(-params["log_scale"]) - params["shift"]
+        return x.astype(y.dtype), log_det(-params["log_scale"], y)
+
+    return Flow(init, apply, inverse)

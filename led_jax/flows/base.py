@@ -1,0 +1,195 @@
+"""The core abstraction: a flow is three pure functions, and combinators return flows again."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+Params = Any
+
+# Stacks up to this depth are unrolled, deeper ones are one `lax.scan` over stacked parameters.
+# Unrolled, a training step on two CPU cores takes 0.79x (12 Real NVP layers) and 0.83x (12 MADE
+# layers) of the scanned time; the paper's deepest stack has 16 layers.
+MAX_UNROLL = 16
+
+
+class InitFn(Protocol):
+    """Creates the parameters: a pytree of trainable floats."""
+
+    def __call__(self, key: Array, x: Array, context: Array | None = None, /) -> Params:
+        """`x`, `context`: examples that fix shapes and dtype, with any leading batch axes."""
+        ...
+
+
+class TransformFn(Protocol):
+    """Maps `[..., *event_shape]` to the same shape, with the log-determinant `[...]`."""
+
+    def __call__(
+        self, params: Params, x: Array, context: Array | None = None, /
+    ) -> tuple[Array, Array]:
+        """`context`: `[..., context_dim]`, its batch axes broadcast against those of `x`."""
+        ...
+
+
+class Flow(NamedTuple):
+    """An invertible map from a base space to a target space, as pure functions.
+
+    Attributes:
+      init: `(key, x, context=None) -> params`.
+      apply: `(params, x, context=None) -> (y, log_det)` with `y = f(x)` and
+        `log_det = log|det df/dx|`.
+      inverse: `(params, y, context=None) -> (x, log_det)` with `x = f^-1(y)` and
+        `log_det = log|det df^-1/dy|`.
+
+    `x` and `y` are `[..., *event_shape]` with any number of batch axes, zero included; `log_det`
+    is `[...]`; the float dtype of the input is kept.
+    """
+
+    init: InitFn
+    apply: TransformFn
+    inverse: TransformFn
+
+
+def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
+    """The composition that applies the first flow first.
+
+    Args:
+      *flows: flows on events of one shape. None at all give the identity.
+      event_ndims: number of event axes. Only the identity needs to be told.
+
+    Returns:
+      A flow whose parameters are a tuple, one entry for each flow.
+    """
+
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        params = []
+        for flow, flow_key in zip(flows, jax.random.split(key, len(flows)), strict=True):
+            params.append(flow.init(flow_key, x, context))
+            x, _ = flow.apply(params[-1], x, context)
+        return tuple(params)
+
+    def compose(directions: list[tuple[TransformFn, int]]) -> TransformFn:
+        def transform(params: Params, x: Array, context: Array | None = None):
+            _check_entries("chain", params, len(flows))
+            log_det = jnp.zeros(x.shape[: x.ndim - event_ndims], x.dtype) if not flows else 0
+            for direction, i in directions:
+                x, term = direction(params[i], x, context)
+                log_det = log_det + term
+            return x, log_det
+
+        return transform
+
+    return Flow(
+        init,
+        compose([(flow.apply, i) for i, flow in enumerate(flows)]),
+        compose([(flow.inverse, i) for i, flow in reversed(list(enumerate(flows)))]),
+    )
+
+
+def invert(flow: Flow) -> Flow:
+    """The same map with its two directions exchanged; base and target change places.
+
+    An inverse autoregressive flow becomes a masked autoregressive flow, for instance.
+    """
+    return Flow(flow.init, flow.inverse, flow.apply)
+
+
+def repeat(
+    layer: Flow | Callable[[Any], Flow],
+    depth: int,
+    constants: Any = None,
+    event_ndims: int = 1,
+) -> Flow:
+    """A stack of `depth` layers of one shape, each with parameters of its own.
+
+    Equals `chain` of the layers, and gets the same parameters from the same key. Compile time does
+    not grow with depth: beyond `MAX_UNROLL` layers the stack is a `lax.scan`.
+
+    Args:
+      layer: a flow, or a function from one layer's constants to a flow.
+      depth: number of layers; 0 gives the identity.
+      constants: pytree of arrays `[depth, ...]`, one slice for each call of `layer`.
+      event_ndims: number of event axes. Only the identity needs to be told.
+
+    Returns:
+      A flow whose parameters are a tuple of `depth` entries up to `MAX_UNROLL` layers, and beyond
+      that one entry's pytree with a leading axis of length `depth`.
+
+    Raises:
+      ValueError: if depth is negative, or constants do not have `depth` slices.
+    """
+    if depth < 0:
+        raise ValueError(f"repeat: depth must be 0 or more, got {depth}")
+    for leaf in jax.tree.leaves(constants):
+        if len(leaf) != depth:
+            raise ValueError(f"repeat: constants must have {depth} slices, got {len(leaf)}")
+
+    def make(layer_constants: Any) -> Flow:
+        return layer if isinstance(layer, Flow) else layer(layer_constants)
+
+    if depth <= MAX_UNROLL:
+        layers = [make(jax.tree.map(lambda c: c[i], constants)) for i in range(depth)]
+        return chain(*layers, event_ndims=event_ndims)
+
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        def body(x, key_and_constants):
+            key, layer_constants = key_and_constants
+            flow = make(layer_constants)
+            params = flow.init(key, x, context)
+            return flow.apply(params, x, context)[0], params
+
+        return jax.lax.scan(body, x, (jax.random.split(key, depth), constants))[1]
+
+    def scan(direction: str, reverse: bool) -> TransformFn:
+        def transform(params: Params, x: Array, context: Array | None = None):
+            for leaf in jax.tree.leaves(params):
+                _check_entries("repeat", leaf, depth)
+
+            def body(x, params_and_constants):
+                params, layer_constants = params_and_constants
+                return getattr(make(layer_constants), direction)(params, x, context)
+
+            x, log_dets = jax.lax.scan(body, x, (params, constants), reverse=reverse)
+            return x, log_dets.sum(0)
+
+        return transform
+
+    return Flow(init, scan("apply", reverse=False), scan("inverse", reverse=True))
+
+
+def flatten(flow: Flow, event_shape: tuple[int, ...]) -> Flow:
+    """A flow on vectors `[..., D]`, made to act on events of a shape with D entries.
+
+    Raises:
+      ValueError: (from the flow's functions) if an input does not end in `event_shape`.
+    """
+    event_shape = tuple(event_shape)
+
+    def to_vector(x: Array) -> Array:
+        batch_ndims = x.ndim - len(event_shape)
+        if batch_ndims < 0 or x.shape[batch_ndims:] != event_shape:
+            raise ValueError(
+                f"flow: expected an input of shape [..., {', '.join(map(str, event_shape))}], "
+                f"got {x.shape}; reshape it, or build the flow with this event shape"
+            )
+        return x.reshape(*x.shape[:batch_ndims], int(np.prod(event_shape)))
+
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        return flow.init(key, to_vector(x), context)
+
+    def along(direction: TransformFn) -> TransformFn:
+        def transform(params: Params, x: Array, context: Array | None = None):
+            y, log_det = direction(params, to_vector(x), context)
+            return y.reshape(*y.shape[:-1], *event_shape), log_det
+
+        return transform
+
+    return Flow(init, along(flow.apply), along(flow.inverse))
+
+
+def _check_entries(name: str, params: Any, expected: int) -> None:
+    if len(params) != expected:
+        raise ValueError(f"{name}: expected parameters of {expected} layers, got {len(params)}")

@@ -1,0 +1,167 @@
+"""Networks that emit the parameters of a transformer.
+
+A conditioner is a function `(num_params, size) -> flax.linen.Module`; the module maps an input
+`[..., K]` and a context `[..., context_dim]` (or None) to `[..., num_params, size]`. The last
+layer starts at zero, so that a fresh layer is the identity or close to it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from led_jax.flows import masks
+
+Conditioner = Callable[[int, int], nn.Module]
+
+
+def mlp(
+    hidden: Sequence[int] = (100,),
+    *,
+    context_dim: int | None = None,
+    activation: Callable[[Array], Array] = nn.relu,
+) -> Conditioner:
+    """A fully connected conditioner, for coupling layers.
+
+    Args:
+      hidden: widths of the hidden layers.
+      context_dim: width of the context it is conditional on; None ignores any context.
+      activation: the nonlinearity.
+    """
+    _check_hidden("mlp", hidden)
+    return partial(MLP, hidden=tuple(hidden), context_dim=context_dim, activation=activation)
+
+
+def made(
+    hidden: Sequence[int] = (512, 512),
+    *,
+    context_dim: int | None = None,
+    activation: Callable[[Array], Array] = nn.relu,
+) -> Conditioner:
+    """A masked autoencoder, for autoregressive layers: output i depends on inputs before i only.
+
+    Germain et al. (2015), https://arxiv.org/abs/1502.03509.
+
+    Args:
+      hidden: widths of the hidden layers.
+      context_dim: width of the context it is conditional on; None ignores any context.
+      activation: the nonlinearity.
+    """
+    _check_hidden("made", hidden)
+    return partial(MADE, hidden=tuple(hidden), context_dim=context_dim, activation=activation)
+
+
+class MLP(nn.Module):
+    """See `mlp`."""
+
+    num_params: int
+    size: int
+    hidden: tuple[int, ...] = (100,)
+    context_dim: int | None = None
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Maps x `[..., K]` to `[..., num_params, size]`."""
+        dense = partial(nn.Dense, dtype=x.dtype, param_dtype=x.dtype)
+        h = x
+        for i, width in enumerate(self.hidden):
+            h = dense(width, kernel_init=nn.initializers.he_normal())(h)
+            if i == 0 and self.context_dim is not None:
+                h = h + _ContextDense(width, self.context_dim)(context, x.dtype)
+            h = self.activation(h)
+        h = dense(self.num_params * self.size, kernel_init=nn.initializers.zeros)(h)
+        return h.reshape(*h.shape[:-1], self.num_params, self.size)
+
+
+class MADE(nn.Module):
+    """See `made`."""
+
+    num_params: int
+    size: int
+    hidden: tuple[int, ...] = (512, 512)
+    context_dim: int | None = None
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Maps x `[..., size]` to `[..., num_params, size]`."""
+        if x.shape[-1] != self.size:
+            raise ValueError(f"made: expected an input [..., {self.size}], got {x.shape}")
+        h, degrees = x, np.arange(1, self.size + 1)
+        for i, width in enumerate(self.hidden):
+            # Units of degree 0 see the context alone: without them the first output could not.
+            lowest = 1 if self.context_dim is None else 0
+            hidden_degrees = masks.hidden_degrees(width, self.size, lowest=lowest)
+            h = _MaskedDense(degrees, hidden_degrees, gain=2.0)(h)[..., 0, :]
+            if i == 0 and self.context_dim is not None:
+                h = h + _ContextDense(width, self.context_dim)(context, x.dtype)
+            h, degrees = self.activation(h), hidden_degrees
+        return _MaskedDense(degrees, np.arange(self.size), self.num_params)(h)
+
+
+class _MaskedDense(nn.Module):
+    """y_j = b_j + sum of w_ij x_i over the i with in_degrees[i] <= out_degrees[j].
+
+    Degrees ascend, so the mask is block-triangular: the product is computed in blocks of columns,
+    each reading the rows that its last column needs. Other weights are not even stored.
+    """
+
+    in_degrees: np.ndarray
+    out_degrees: np.ndarray
+    num_params: int = 1
+    gain: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        size = len(self.out_degrees)
+        num_blocks = _num_blocks(len(self.in_degrees), size)
+        outputs = []
+        for i, columns in enumerate(np.array_split(np.arange(size), num_blocks)):
+            out_degrees = self.out_degrees[columns]
+            rows = int(np.searchsorted(self.in_degrees, out_degrees[-1], "right"))
+            mask = np.tile(self.in_degrees[:rows, None] <= out_degrees, self.num_params)
+            if rows:
+                kernel = self.param(f"kernel_{i}", _masked_normal, mask, self.gain, x.dtype)
+                y = x[..., :rows] @ jnp.where(mask, kernel, 0).astype(x.dtype)
+            else:
+                y = jnp.zeros((*x.shape[:-1], mask.shape[1]), x.dtype)
+            outputs.append(y.reshape(*y.shape[:-1], self.num_params, len(columns)))
+        bias = self.param("bias", nn.initializers.zeros, (self.num_params, size), x.dtype)
+        return jnp.concatenate(outputs, -1) + bias.astype(x.dtype)
+
+
+def _num_blocks(rows: int, columns: int) -> int:
+    return 4 if min(rows, columns) >= 256 else 2 if rows >= 256 else 1
+
+
+def _masked_normal(key: Array, mask: np.ndarray, gain: float, dtype: jnp.dtype) -> Array:
+    """Normal weights of variance gain / fan-in, counting the inputs that the mask lets through."""
+    fan_in = np.maximum(mask.sum(0), 1)
+    return jax.random.normal(key, mask.shape, dtype) * np.sqrt(gain / fan_in).astype(dtype)
+
+
+class _ContextDense(nn.Module):
+    """The context's linear contribution to a hidden layer."""
+
+    width: int
+    context_dim: int
+
+    @nn.compact
+    def __call__(self, context: Array | None, dtype: jnp.dtype) -> Array:
+        if context is None or context.shape[-1] != self.context_dim:
+            given = None if context is None else context.shape
+            raise ValueError(
+                f"conditioner: built with context_dim={self.context_dim}, so it needs a context "
+                f"of shape [..., {self.context_dim}]; got {given}"
+            )
+        return nn.Dense(self.width, use_bias=False, dtype=dtype, param_dtype=dtype)(context)
+
+
+def _check_hidden(name: str, hidden: Sequence[int]) -> None:
+    if not hidden or min(hidden) < 1:
+        raise ValueError(f"{name}: expected one or more positive widths, got hidden={hidden}")

@@ -1,0 +1,127 @@
+"""Coupling layers: part of the event passes unchanged and sets how the rest is transformed."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from led_jax.flows import masks
+from led_jax.flows.base import Flow, Params, TransformFn, chain, flatten, repeat
+from led_jax.flows.conditioners import Conditioner, mlp
+from led_jax.flows.permutations import permute
+from led_jax.flows.transformers import Transformer, affine
+
+
+def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transformer = affine) -> Flow:
+    """A coupling layer: y_a = x_a and y_b = transformer(x_b; conditioner(x_a)).
+
+    Dinh, Sohl-Dickstein and Bengio (2016), eq. 7 and 8, https://arxiv.org/abs/1605.08803. Both
+    directions cost one pass of the conditioner, which reads x_a and emits parameters for x_b only.
+
+    Args:
+      mask: booleans of the event's shape; True marks x_a, which passes unchanged.
+      conditioner: network from x_a (and the context) to the transformer's parameters.
+      transformer: elementwise map applied to x_b.
+
+    Returns:
+      A flow on events of the mask's shape.
+
+    Raises:
+      ValueError: if the mask is not boolean, or is True everywhere or nowhere.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.all() or not mask.any():
+        raise ValueError(
+            "coupling: expected a boolean mask that is True somewhere and False somewhere, got "
+            f"dtype {mask.dtype} with {np.count_nonzero(mask)} of {mask.size} entries set"
+        )
+    order = np.argsort(~mask.ravel(), kind="stable")
+    layer = _couple_halves(int(mask.sum()), conditioner, transformer)
+    return flatten(chain(permute(order), layer, permute(np.argsort(order))), mask.shape)
+
+
+def real_nvp(
+    event_shape: tuple[int, ...],
+    depth: int,
+    *,
+    hidden: Sequence[int] = (100,),
+    mask: str = "random",
+    transformer: Transformer = affine,
+    context_dim: int | None = None,
+    seed: int = 0,
+) -> Flow:
+    """A stack of coupling layers with fully connected conditioners.
+
+    Layers come in pairs: the second one transforms what the first one passed, so that two layers
+    reach every entry. Dinh, Sohl-Dickstein and Bengio (2016), https://arxiv.org/abs/1605.08803.
+
+    Args:
+      event_shape: shape of the event, of two entries or more.
+      depth: number of coupling layers; 0 gives the identity.
+      hidden: widths of each conditioner's hidden layers.
+      mask: "random" (a random half for each pair of layers), "checkerboard" or "channel".
+      transformer: elementwise map of each layer.
+      context_dim: width of the context that the conditioners read; None ignores any context.
+      seed: seed of the random masks.
+
+    Returns:
+      A flow on events of the given shape.
+
+    Raises:
+      ValueError: if the mask is unknown or does not split the event, or depth is negative.
+    """
+    event_shape = tuple(event_shape)
+    size = int(np.prod(event_shape))
+    orders = _orders(event_shape, depth, mask, seed)
+    layer = _couple_halves(size // 2, mlp(hidden, context_dim=context_dim), transformer)
+    # Undoing one layer's order and making the next one's is a single permutation.
+    identity = np.arange(size)
+    orders = np.stack([identity, *orders, identity])
+    steps = np.stack([np.argsort(a)[b] for a, b in zip(orders, orders[1:], strict=False)])
+    stack = repeat(lambda step: chain(permute(step), layer), depth, steps[:-1])
+    return flatten(chain(stack, permute(steps[-1])), event_shape)
+
+
+def _orders(event_shape: tuple[int, ...], depth: int, mask: str, seed: int) -> list[np.ndarray]:
+    """For each layer, the order of the entries that puts the passing ones first."""
+    makers = {
+        "random": lambda pair: masks.random_half(event_shape, seed + pair),
+        "checkerboard": lambda pair: masks.checkerboard(event_shape),
+        "channel": lambda pair: masks.channel(event_shape),
+    }
+    if mask not in makers:
+        raise ValueError(f"real_nvp: mask must be one of {sorted(makers)}, got {mask!r}")
+    size = int(np.prod(event_shape))
+    orders = []
+    for i in range(depth):
+        passing = makers[mask](i // 2).ravel()
+        if passing.sum() != size // 2 or size < 2:
+            raise ValueError(
+                f"real_nvp: a {mask!r} mask does not split an event of shape {event_shape} into "
+                "halves; choose another mask, or an event of two entries or more"
+            )
+        order = np.argsort(~passing, kind="stable")
+        orders.append(order if i % 2 == 0 else order[::-1])
+    return orders
+
+
+def _couple_halves(num_passing: int, conditioner: Conditioner, transformer: Transformer) -> Flow:
+    """A coupling on vectors whose first `num_passing` entries pass unchanged."""
+
+    def network(x: Array):
+        return conditioner(transformer.num_params, x.shape[-1] - num_passing)
+
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        return network(x).init(key, x[..., :num_passing], context)["params"]
+
+    def couple(transform) -> TransformFn:
+        def fn(params: Params, x: Array, context: Array | None = None):
+            passing, rest = x[..., :num_passing], x[..., num_passing:]
+            raw = network(x).apply({"params": params}, passing, context)
+            rest, log_det = transform(raw, rest)
+            return jnp.concatenate([passing, rest], -1), log_det.sum(-1)
+
+        return fn
+
+    return Flow(init, couple(transformer.apply), couple(transformer.inverse))

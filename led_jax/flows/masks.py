@@ -1,0 +1,62 @@
+"""Binary masks for coupling layers and degrees for autoregressive networks.
+
+A mask is a boolean array of the event's shape; True marks the entries that a coupling layer leaves
+unchanged and conditions on. All are NumPy constants made from static arguments.
+"""
+
+import numpy as np
+
+
+def random_half(event_shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """A mask of D // 2 entries drawn at random from the event's D.
+
+    Args:
+      event_shape: shape of the event.
+      seed: seed of the draw; the same seed gives the same mask in every process.
+    """
+    size = int(np.prod(event_shape))
+    mask = np.zeros(size, bool)
+    mask[np.random.default_rng(seed).permutation(size)[: size // 2]] = True
+    return mask.reshape(event_shape)
+
+
+def checkerboard(event_shape: tuple[int, ...]) -> np.ndarray:
+    """A mask that alternates along the rows and columns of an `[H, W, C]` or `[H, W]` event.
+
+    Dinh, Sohl-Dickstein and Bengio (2016), figure 3 left, https://arxiv.org/abs/1605.08803.
+    Entry (0, 0) is False, so that the mask never has more than half of the positions.
+
+    Raises:
+      ValueError: if the event has neither two nor three axes.
+    """
+    if len(event_shape) not in (2, 3):
+        raise ValueError(f"checkerboard: expected an event [H, W] or [H, W, C], got {event_shape}")
+    rows, columns = np.indices(event_shape[:2])
+    mask = (rows + columns) % 2 == 1
+    return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(event_shape) - 2)), event_shape)
+
+
+def channel(event_shape: tuple[int, ...]) -> np.ndarray:
+    """A mask of the first half of the last axis.
+
+    Dinh, Sohl-Dickstein and Bengio (2016), figure 3 right, https://arxiv.org/abs/1605.08803.
+    """
+    return np.broadcast_to(np.arange(event_shape[-1]) < event_shape[-1] // 2, event_shape)
+
+
+def hidden_degrees(size: int, event_size: int, *, lowest: int = 1) -> np.ndarray:
+    """Degrees of a MADE's hidden layer, in ascending order.
+
+    A unit of degree m sees the inputs 1..m. Germain et al. (2015), eq. 8,
+    https://arxiv.org/abs/1502.03509, with the degrees spread evenly rather than drawn.
+
+    Args:
+      size: number of hidden units.
+      event_size: number D of inputs.
+      lowest: smallest degree; 0 gives units that see the context alone.
+
+    Returns:
+      Integers `[size]` between min(lowest, D - 1) and D - 1.
+    """
+    lowest = min(lowest, event_size - 1)
+    return lowest + np.arange(size) * (event_size - lowest) // size

@@ -1,0 +1,45 @@
+"""Volume-preserving flows that reorder the entries of a vector."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from led_jax.flows.base import Flow
+
+
+def permute(order: np.ndarray | Array) -> Flow:
+    """y_i = x_order[i] on vectors `[..., D]`.
+
+    Args:
+      order: a permutation of 0..D-1, as integers `[D]`.
+
+    Raises:
+      ValueError: if a NumPy `order` is not a permutation (a traced one is not checked).
+    """
+    if isinstance(order, np.ndarray):
+        if sorted(order.tolist()) != list(range(order.size)):
+            raise ValueError(f"permute: expected a permutation of 0..{order.size - 1}, got {order}")
+        if (order == np.arange(order.size)).all():
+            return _reorder(lambda x: x, lambda y: y)
+        inverse_order = np.argsort(order)
+    else:
+        inverse_order = jnp.argsort(order)
+
+    def take(x: Array, indices) -> Array:
+        if x.shape[-1] != len(indices):
+            raise ValueError(f"permute: expected an input [..., {len(indices)}], got {x.shape}")
+        return x.at[..., indices].get(mode="promise_in_bounds", unique_indices=True)
+
+    return _reorder(lambda x: take(x, order), lambda y: take(y, inverse_order))
+
+
+def reverse() -> Flow:
+    """y_i = x_{D-1-i} on vectors `[..., D]`."""
+    return _reorder(lambda x: x[..., ::-1], lambda y: y[..., ::-1])
+
+
+def _reorder(apply, inverse) -> Flow:
+    def transform(reorder):
+        return lambda params, x, context=None: (reorder(x), jnp.zeros(x.shape[:-1], x.dtype))
+
+    return Flow(lambda key, x, context=None: (), transform(apply), transform(inverse))

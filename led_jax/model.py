@@ -1,0 +1,117 @@
+"""LED: a latent-variable model with explicit, learnable densities on both sides of the bound."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from led_jax.densities import Density, normal_log_prob
+from led_jax.flows.base import Flow
+from led_jax.networks import Decoder, Encoder, Encoding
+
+Params = Any
+
+
+class Elbo(NamedTuple):
+    """The three expectations of Huang et al. (2017), eq. 5, each `[...]` in nats.
+
+    Attributes:
+      log_likelihood: log p(x|z).
+      log_prior: log p(z) = log p(h^-1(z)) + log|dh^-1/dz|.
+      log_posterior: log q(z|x) = log q(z'|x) - log|dg/dz'|.
+    """
+
+    log_likelihood: Array
+    log_prior: Array
+    log_posterior: Array
+
+    @property
+    def bound(self) -> Array:
+        """log_likelihood + log_prior - log_posterior, an unbiased estimate of the ELBO."""
+        return self.log_likelihood + self.log_prior - self.log_posterior
+
+
+class LED(NamedTuple):
+    """Encoder q(z'|x), posterior flow g: z' -> z, prior density p(z) and decoder p(x|z).
+
+    Huang et al. (2017), section 4. The methods are pure functions of their arguments.
+
+    Attributes:
+      encoder: the base of the approximate posterior, and the flow's context.
+      posterior: flow g from z' to z; `apply` should be its cheap direction.
+      prior: density of z; `log_prob` should be its cheap direction.
+      decoder: observation model.
+    """
+
+    encoder: Encoder
+    posterior: Flow
+    prior: Density
+    decoder: Decoder
+
+    def init(self, key: Array, x: Array) -> Params:
+        """Parameters as one pytree.
+
+        Args:
+          key: PRNG key.
+          x: examples `[..., *x_shape]`, of which only shape and dtype matter to most parts.
+
+        Returns:
+          `{"encoder": ..., "posterior": ..., "prior": ..., "decoder": ...}`.
+        """
+        keys = jax.random.split(key, 4)
+        encoder = self.encoder.init(keys[0], x)
+        z, _, context = self.encoder.apply(encoder, x)
+        posterior = self.posterior.init(keys[1], z, context)
+        z, _ = self.posterior.apply(posterior, z, context)
+        prior = self.prior.init(keys[2], z)
+        decoder = self.decoder.init(keys[3], z)
+        return {"encoder": encoder, "posterior": posterior, "prior": prior, "decoder": decoder}
+
+    def elbo(
+        self, params: Params, key: Array, x: Array, sample_shape: tuple[int, ...] = ()
+    ) -> Elbo:
+        """One-sample estimates of the bound's terms, eq. 5.
+
+        Args:
+          params: parameters.
+          key: PRNG key for z'.
+          x: data `[..., *x_shape]`.
+          sample_shape: shape of independent draws of z for every x; x is encoded only once.
+
+        Returns:
+          `Elbo` of arrays `[*sample_shape, ...]`.
+        """
+        z, log_posterior = self._posterior_sample(params, key, x, sample_shape)
+        return Elbo(
+            log_likelihood=self.decoder.log_prob(params["decoder"], z, x),
+            log_prior=self.prior.log_prob(params["prior"], z),
+            log_posterior=log_posterior,
+        )
+
+    def encode(self, params: Params, key: Array, x: Array) -> Array:
+        """A draw z ~ q(z|x), `[..., *latent_shape]`, for x `[..., *x_shape]`."""
+        return self._posterior_sample(params, key, x, ())[0]
+
+    def reconstruct(self, params: Params, key: Array, x: Array) -> Array:
+        """The decoder's mean at a draw z ~ q(z|x), in the shape of x `[..., *x_shape]`."""
+        return self.decoder.mean(params["decoder"], self.encode(params, key, x))
+
+    def sample(self, params: Params, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draws x ~ p(x), `[*sample_shape, *x_shape]`."""
+        prior_key, decoder_key = jax.random.split(key)
+        z, _ = self.prior.sample_and_log_prob(params["prior"], prior_key, sample_shape)
+        return self.decoder.sample(params["decoder"], decoder_key, z)
+
+    def _posterior_sample(
+        self, params: Params, key: Array, x: Array, sample_shape: tuple[int, ...]
+    ) -> tuple[Array, Array]:
+        encoding: Encoding = self.encoder.apply(params["encoder"], x)
+        mean, log_std, context = encoding
+        noise = jax.random.normal(key, (*sample_shape, *mean.shape), mean.dtype)
+        z, log_det = self.posterior.apply(
+            params["posterior"], mean + jnp.exp(log_std) * noise, context
+        )
+        log_base = normal_log_prob(noise) - log_std
+        event_axes = tuple(range(log_det.ndim - log_base.ndim, 0))
+        return z, log_base.sum(event_axes) - log_det

@@ -1,0 +1,171 @@
+"""Encoders q(z'|x) and decoders p(x|z): networks and the distributions they parameterize."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from led_jax.densities import normal_log_prob
+from led_jax.numerics import softplus
+
+Params = Any
+
+
+class Encoding(NamedTuple):
+    """What an encoder says of x: the posterior's base q(z'|x) = N(mean, exp(log_std)^2).
+
+    Attributes:
+      mean: `[..., *latent_shape]`.
+      log_std: `[..., *latent_shape]`.
+      context: `[..., context_dim]` for the posterior flow, or None.
+    """
+
+    mean: Array
+    log_std: Array
+    context: Array | None = None
+
+
+class Encoder(NamedTuple):
+    """A network from x `[..., *x_shape]` to an `Encoding`.
+
+    Attributes:
+      init: `(key, x) -> params`.
+      apply: `(params, x) -> Encoding`.
+    """
+
+    init: Callable[[Array, Array], Params]
+    apply: Callable[[Params, Array], Encoding]
+
+
+class Decoder(NamedTuple):
+    """An observation model p(x|z).
+
+    Attributes:
+      init: `(key, z) -> params`.
+      log_prob: `(params, z, x) -> [...]`, log p(x|z) in nats; batch axes of z and x broadcast.
+      mean: `(params, z) -> [..., *x_shape]`, the mean of p(x|z).
+      sample: `(params, key, z) -> [..., *x_shape]`, draws from p(x|z).
+    """
+
+    init: Callable[[Array, Array], Params]
+    log_prob: Callable[[Params, Array, Array], Array]
+    mean: Callable[[Params, Array], Array]
+    sample: Callable[[Params, Array, Array], Array]
+
+
+class MLP(nn.Module):
+    """Fully connected layers, the last one linear: `[..., K]` to `[..., sizes[-1]]`."""
+
+    sizes: tuple[int, ...]
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Applies the layers."""
+        for size in self.sizes[:-1]:
+            x = self.activation(self._dense(size, x.dtype)(x))
+        return self._dense(self.sizes[-1], x.dtype)(x)
+
+    def _dense(self, size: int, dtype: jnp.dtype) -> nn.Dense:
+        init = nn.initializers.he_normal()
+        return nn.Dense(size, kernel_init=init, dtype=dtype, param_dtype=dtype)
+
+
+def mlp_encoder(
+    latent_dim: int, hidden: Sequence[int] = (200, 200), *, context_dim: int | None = None
+) -> Encoder:
+    """A fully connected encoder of x `[..., D]`.
+
+    Args:
+      latent_dim: number of latent variables.
+      hidden: widths of the hidden layers.
+      context_dim: width of the context for the posterior flow; None gives no context.
+    """
+    return gaussian_encoder(
+        MLP((*hidden, 2 * latent_dim + (context_dim or 0))), latent_dim, context_dim
+    )
+
+
+def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None = None) -> Encoder:
+    """The encoder of a network that emits mean, log standard deviation and context.
+
+    Args:
+      module: maps x to `[..., 2 * latent_dim + (context_dim or 0)]`.
+      latent_dim: number of latent variables.
+      context_dim: width of the context; None gives no context.
+    """
+
+    def init(key: Array, x: Array) -> Params:
+        return module.init(key, x)["params"]
+
+    def apply(params: Params, x: Array) -> Encoding:
+        out = module.apply({"params": params}, x)
+        expected = 2 * latent_dim + (context_dim or 0)
+        if out.shape[-1] != expected:
+            raise ValueError(f"encoder: expected {expected} outputs, the network has {out.shape}")
+        mean, log_std = out[..., :latent_dim], out[..., latent_dim : 2 * latent_dim]
+        return Encoding(mean, log_std, None if context_dim is None else out[..., 2 * latent_dim :])
+
+    return Encoder(init, apply)
+
+
+def mlp_decoder(x_dim: int, hidden: Sequence[int] = (200, 200)) -> Decoder:
+    """A fully connected decoder to `x_dim` independent Bernoulli variables."""
+    return bernoulli_decoder(MLP((*hidden, x_dim)))
+
+
+def bernoulli_decoder(module: nn.Module) -> Decoder:
+    """p(x|z) = product of Bernoulli(x_i; sigmoid(logit_i)), for x in {0, 1}.
+
+    Args:
+      module: maps z to the logits `[..., D]`.
+    """
+
+    def logits(params: Params, z: Array) -> Array:
+        return module.apply({"params": params}, z)
+
+    def log_prob(params: Params, z: Array, x: Array) -> Array:
+        out = logits(params, z)
+        _check_last_axis(x, out)
+        return (x * out - softplus(out)).sum(-1)
+
+    def mean(params: Params, z: Array) -> Array:
+        return jax.nn.sigmoid(logits(params, z))
+
+    def sample(params: Params, key: Array, z: Array) -> Array:
+        probability = mean(params, z)
+        return jax.random.bernoulli(key, probability).astype(probability.dtype)
+
+    return Decoder(lambda key, z: module.init(key, z)["params"], log_prob, mean, sample)
+
+
+def gaussian_decoder(module: nn.Module, std: float) -> Decoder:
+    """p(x|z) = N(x; mean(z), std^2 I), for real x.
+
+    Args:
+      module: maps z to the mean `[..., D]`.
+      std: standard deviation, the same for every entry.
+    """
+
+    def mean(params: Params, z: Array) -> Array:
+        return module.apply({"params": params}, z)
+
+    def log_prob(params: Params, z: Array, x: Array) -> Array:
+        out = mean(params, z)
+        _check_last_axis(x, out)
+        return (normal_log_prob((x - out) / std) - math.log(std)).sum(-1)
+
+    def sample(params: Params, key: Array, z: Array) -> Array:
+        out = mean(params, z)
+        return out + std * jax.random.normal(key, out.shape, out.dtype)
+
+    return Decoder(lambda key, z: module.init(key, z)["params"], log_prob, mean, sample)
+
+
+def _check_last_axis(x: Array, out: Array) -> None:
+    if x.shape[-1:] != out.shape[-1:]:
+        raise ValueError(f"decoder: expected x of shape [..., {out.shape[-1]}], got {x.shape}")

@@ -1,0 +1,177 @@
+"""What a LED is trained on and judged by: the ELBO, the importance-weighted bound and the NLL."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from led_jax.model import LED, Elbo
+
+Params = Any
+
+
+def negative_elbo(
+    led: LED, params: Params, key: Array, x: Array, kl_weight: Array | float = 1.0
+) -> tuple[Array, Elbo]:
+    """The training loss: minus the ELBO, with an optional weight on its KL part.
+
+    Args:
+      led: the model.
+      params: its parameters.
+      key: PRNG key.
+      x: data `[..., *x_shape]`.
+      kl_weight: weight of E[log q(z|x) - log p(z)]; 1 gives the ELBO, less is a warm-up
+        (Sonderby et al., 2016, https://arxiv.org/abs/1602.02282).
+
+    Returns:
+      The scalar loss and the batch means of the three terms, in nats.
+    """
+    terms = jax.tree.map(jnp.mean, led.elbo(params, key, x))
+    kl = terms.log_posterior - terms.log_prior
+    return kl_weight * kl - terms.log_likelihood, terms
+
+
+def importance_weighted_bound(
+    led: LED, params: Params, key: Array, x: Array, num_samples: int
+) -> Array:
+    """log 1/K sum_k p(x, z_k) / q(z_k|x), a lower bound on log p(x) that tightens with K.
+
+    Burda, Grosse and Salakhutdinov (2016), eq. 8, https://arxiv.org/abs/1509.00519.
+
+    Args:
+      led: the model.
+      params: its parameters.
+      key: PRNG key.
+      x: data `[..., *x_shape]`.
+      num_samples: K, all held in memory at once.
+
+    Returns:
+      The bound in nats, `[...]`; K = 1 gives the ELBO.
+    """
+    log_weights = led.elbo(params, key, x, (num_samples,)).bound
+    return jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
+
+
+class NLL(NamedTuple):
+    """An importance-sampled estimate of -E[log p(x)], in nats.
+
+    Attributes:
+      nll: mean over the data.
+      standard_error: of `nll` as an estimate of the population's mean: the spread over the data.
+      monte_carlo_error: of `nll` given these data: the spread of the importance weights.
+      elbo: mean over data and samples of the one-sample bound, from the same draws.
+      per_example: `[n]`, -log p(x) of each row.
+    """
+
+    nll: float
+    standard_error: float
+    monte_carlo_error: float
+    elbo: float
+    per_example: np.ndarray
+
+
+class _Weights(NamedTuple):
+    """Running sums over importance weights w, scaled by e^-offset: one entry a data point."""
+
+    offset: Array
+    total: Array
+    total_squares: Array
+    total_log: Array
+
+
+def nll(
+    led: LED,
+    params: Params,
+    key: Array,
+    x: np.ndarray | Array,
+    num_samples: int = 5000,
+    *,
+    batch_size: int = 10,
+    samples_per_chunk: int = 100,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> NLL:
+    """Estimates -log p(x) by importance sampling from q(z|x), in bounded memory.
+
+    Each x is encoded once; its weights are summed as a stream, `samples_per_chunk` at a time, so
+    memory grows with batch_size * samples_per_chunk and not with num_samples or n. By Jensen's
+    inequality the estimate is too high on average, by less the more samples there are.
+
+    Args:
+      led: the model.
+      params: its parameters.
+      key: PRNG key.
+      x: data `[n, *x_shape]`, of any dtype that casts to float32.
+      num_samples: importance samples for each row.
+      batch_size: rows at a time.
+      samples_per_chunk: samples at a time; must divide num_samples, or exceed it.
+      progress: called with the number of rows just finished.
+
+    Returns:
+      `NLL`, of Python floats and a NumPy array.
+
+    Raises:
+      ValueError: if x is empty, a size is not positive, or the chunk does not divide num_samples.
+    """
+    if min(len(x), num_samples, batch_size, samples_per_chunk) < 1:
+        raise ValueError(
+            "nll: expected at least one row and positive sizes, got "
+            f"{len(x)} rows, num_samples={num_samples}, batch_size={batch_size}, "
+            f"samples_per_chunk={samples_per_chunk}"
+        )
+    samples_per_chunk = min(samples_per_chunk, num_samples)
+    batch_size = min(batch_size, len(x))
+    starts = range(0, len(x), batch_size)
+    pending, finished = [], []
+    for i, start in enumerate(starts):
+        # The last batch is filled up with rows from the front, so that one program serves all.
+        rows = x[np.arange(start, start + batch_size) % len(x)]
+        batch_key = jax.random.fold_in(key, i)
+        pending.append(_sum_weights(led, num_samples, samples_per_chunk, params, batch_key, rows))
+        if len(pending) > 2:  # The device always has a batch to go on with.
+            finished.append(jax.device_get(pending.pop(0)))
+            progress(batch_size)
+    finished += jax.device_get(pending)
+    progress(len(x) - batch_size * (len(starts) - len(pending)))
+    sums = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *finished)
+    per_example = math.log(num_samples) - sums.offset - np.log(sums.total)
+    # Delta method: Var[log mean w] = Var[w] / (K E[w]^2).
+    variance = np.maximum(sums.total_squares / sums.total**2 - 1 / num_samples, 0)
+    return NLL(
+        nll=float(per_example.mean(dtype=np.float64)),
+        standard_error=float(per_example.std() / math.sqrt(len(x))),
+        monte_carlo_error=float(np.sqrt(variance.sum(dtype=np.float64)) / len(x)),
+        elbo=float(sums.total_log.mean(dtype=np.float64) / num_samples),
+        per_example=per_example,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _sum_weights(
+    led: LED, num_samples: int, samples_per_chunk: int, params: Params, key: Array, x: Array
+) -> _Weights:
+    x = x.astype(jnp.result_type(float))
+
+    def add_chunk(sums: _Weights, i: Array) -> tuple[_Weights, None]:
+        terms = led.elbo(params, jax.random.fold_in(key, i), x, (samples_per_chunk,))
+        wanted = i * samples_per_chunk + jnp.arange(samples_per_chunk) < num_samples
+        wanted = wanted.reshape(-1, *(1,) * (terms.bound.ndim - 1))
+        log_weights = jnp.where(wanted, terms.bound, -jnp.inf)
+        offset = jnp.maximum(sums.offset, log_weights.max(0))
+        rescale = jnp.exp(sums.offset - offset)
+        weights = jnp.exp(log_weights - offset)
+        return _Weights(
+            offset,
+            sums.total * rescale + weights.sum(0),
+            sums.total_squares * rescale**2 + (weights**2).sum(0),
+            sums.total_log + jnp.where(wanted, terms.bound, 0).sum(0),
+        ), None
+
+    zeros = jnp.zeros(len(x), x.dtype)
+    start = _Weights(jnp.full_like(zeros, jnp.finfo(x.dtype).min), zeros, zeros, zeros)
+    num_chunks = -(-num_samples // samples_per_chunk)
+    return jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))[0]

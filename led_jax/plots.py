@@ -1,0 +1,85 @@
+"""Pictures of runs. Every function writes one PNG."""
+
+import os
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+
+def image_grid(path: str | os.PathLike, images: np.ndarray, columns: int) -> None:
+    """Tiles grey images.
+
+    Args:
+      path: file to write.
+      images: `[n, H, W]` with values between 0 (white) and 1 (black).
+      columns: images in a row; the last row is filled up with white.
+    """
+    n, height, width = images.shape
+    rows = -(-n // columns)
+    canvas = np.zeros((rows * columns, height + 1, width + 1))
+    canvas[:n, :height, :width] = images
+    canvas = canvas.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
+    canvas = canvas.reshape(rows * (height + 1), columns * (width + 1))
+    scale = max(1, 56 // height)
+    canvas = np.kron(np.pad(canvas, ((1, 0), (1, 0))), np.ones((scale, scale)))
+    _save_image(path, canvas)
+
+
+def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None:
+    """The bound and its three terms over training.
+
+    Args:
+      path: file to write.
+      history: one record an evaluation, with "epoch", "train_elbo", "valid_elbo" and the
+        validation terms "log_likelihood", "log_prior", "log_posterior".
+    """
+    epochs = [record["epoch"] for record in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for name in ("train_elbo", "valid_elbo"):
+        left.plot(epochs, [record[name] for record in history], label=name.replace("_", " "))
+    settled = [record["valid_elbo"] for record in history[len(history) // 20 :]]
+    top = max(max(settled), history[-1]["train_elbo"])
+    left.set_ylim(min(settled), top + 0.05 * (top - min(settled)) + 1e-3)
+    left.set(xlabel="epoch", ylabel="nats", title="evidence lower bound")
+    for name in ("log_likelihood", "log_prior", "log_posterior"):
+        right.plot(epochs, [record[name] for record in history], label=name.replace("_", " "))
+    right.set(xlabel="epoch", title="its terms on the validation split")
+    for axes in (left, right):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    _save_figure(path, figure)
+
+
+def depth_curves(
+    path: str | os.PathLike,
+    columns: dict[str, tuple[Sequence[int], Sequence[float], Sequence[float], Sequence[float]]],
+) -> None:
+    """Test NLL against depth, ours and the paper's, a pair of lines for each column of a table.
+
+    Args:
+      path: file to write.
+      columns: title -> (depths, our NLLs, their standard errors over seeds or test points, the
+        paper's NLLs).
+    """
+    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+    for i, (title, (depths, ours, errors, paper)) in enumerate(columns.items()):
+        axes.errorbar(depths, ours, errors, marker="o", color=f"C{i}", label=f"{title}, led_jax")
+        axes.plot(depths, paper, marker="x", ls="--", color=f"C{i}", label=f"{title}, paper")
+    axes.set(xlabel="number of flow layers", ylabel="test NLL (nats, lower is better)")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save_figure(path, figure)
+
+
+def _save_image(path: str | os.PathLike, canvas: np.ndarray) -> None:
+    plt.imsave(path, canvas, cmap="gray_r", vmin=0, vmax=1, format="png")
+
+
+def _save_figure(path: str | os.PathLike, figure: plt.Figure) -> None:
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)
