@@ -1,0 +1,6 @@
+"""Binary image data: embedded, from files, and from tensorflow-datasets."""
+
+from led_jax.data.dataset import Dataset, fingerprint, from_arrays
+from led_jax.data.loading import load
+
+__all__ = ["Dataset", "fingerprint", "from_arrays", "load"]

@@ -1,0 +1,34 @@
+"""Seeded draws of black and white pixels from grey levels."""
+
+import numpy as np
+
+
+def random_words(seed: int, stream: int, size: int) -> np.ndarray:
+    """Returns uint64 `[size]`, the raw output of PCG64 for this seed and stream.
+
+    Raw words are what NumPy promises never to change between versions; the methods of
+    `np.random.Generator` are not.
+    """
+    # The stream comes first: a seed may take several 32-bit words of entropy, the stream takes one.
+    return np.random.PCG64([stream, seed]).random_raw(size)
+
+
+def bernoulli(levels: np.ndarray, top: int, *, seed: int, stream: int) -> np.ndarray:
+    """Draws each pixel independently with P(1) = level / top.
+
+    The draw has 16 bits: probabilities are exact for 0, for `top`, and where `top` is a power of
+    two, and elsewhere within 2**-17.
+
+    Args:
+        levels: unsigned integers 0..top, of any shape.
+        top: the level that is always 1, from 1 to 255.
+        seed: non-negative.
+        stream: non-negative; streams of one seed are independent.
+
+    Returns:
+        uint8 0/1 of the shape of `levels`.
+    """
+    thresholds = np.rint(np.arange(top + 1) * (65536 / top)).astype(np.uint32)
+    words = random_words(seed, stream, -(-levels.size // 4)).astype("<u8", copy=False)
+    draws = words.view("<u2")[: levels.size].reshape(levels.shape)
+    return (draws < thresholds[levels]).view(np.uint8)

@@ -1,0 +1,105 @@
+"""What a data set is: three splits of flattened images, checked once."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+SPLITS = ("train", "valid", "test")
+
+
+class Dataset(NamedTuple):
+    """Three splits of flattened images, as made by `from_arrays`.
+
+    Attributes:
+        name: what the data are called in results and checkpoints.
+        image_shape: (H, W) in pixels; rows are flattened row by row.
+        train: uint8 `[n, H*W]`: 0/1, or grey levels 0..255 where `dynamic`.
+        valid: uint8 `[n, H*W]`, 0/1.
+        test: uint8 `[n, H*W]`, 0/1.
+        dynamic: whether `train` holds grey levels, to be binarized afresh each epoch with
+            P(1) = level / 255.
+    """
+
+    name: str
+    image_shape: tuple[int, int]
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    dynamic: bool = False
+
+
+def from_arrays(
+    name: str,
+    image_shape: tuple[int, int],
+    train: ArrayLike,
+    valid: ArrayLike,
+    test: ArrayLike,
+    *,
+    dynamic: bool = False,
+) -> Dataset:
+    """Checks three arrays and makes a `Dataset` of them.
+
+    Args:
+        name: what the data are called in results and checkpoints.
+        image_shape: (H, W) in pixels.
+        train: `[n, H*W]`, whole numbers of any real dtype: 0/1, or 0..255 where `dynamic`.
+        valid: `[n, H*W]`, 0/1.
+        test: `[n, H*W]`, 0/1.
+        dynamic: whether `train` holds grey levels 0..255.
+
+    Returns:
+        The data set, its splits as uint8.
+
+    Raises:
+        ValueError: a shape, dtype or value is not as above; NaN and infinity are named.
+    """
+    if len(image_shape) != 2 or min(image_shape) < 1:
+        raise ValueError(f"{name}: image_shape is {image_shape}, expected (H, W), both positive")
+    height, width = map(int, image_shape)
+    tops = {"train": 255 if dynamic else 1, "valid": 1, "test": 1}
+    arrays = [
+        _checked(f"{name}: {split}", np.asarray(array), height * width, tops[split])
+        for split, array in zip(SPLITS, (train, valid, test), strict=True)
+    ]
+    return Dataset(name, (height, width), *arrays, dynamic=dynamic)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Returns a SHA-256 hex digest of a data set's name, shapes and values.
+
+    Two data sets have the same fingerprint only if training on them is the same: the order of
+    the rows and `dynamic` count too.
+    """
+    arrays = [getattr(dataset, split) for split in SPLITS]
+    shapes = [dataset.image_shape, *(array.shape for array in arrays)]
+    digest = hashlib.sha256(json.dumps([dataset.name, dataset.dynamic, shapes]).encode())
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _checked(what: str, array: np.ndarray, pixels: int, top: int) -> np.ndarray:
+    """Returns `array` as uint8 `[n, pixels]` with values 0..top, or raises ValueError."""
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{what} has dtype {array.dtype}, expected whole numbers 0..{top}")
+    if array.ndim != 2 or array.shape[1] != pixels or not len(array):
+        raise ValueError(
+            f"{what} has shape {list(array.shape)}, expected [n, {pixels}] with n >= 1: "
+            "one flattened image a row"
+        )
+    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+        row, pixel = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"{what} has {np.isnan(array).sum()} NaN and {np.isinf(array).sum()} infinite values, "
+            f"the first in row {row}, pixel {pixel}"
+        )
+    low, high = array.min(), array.max()
+    if low < 0 or high > top or (array.dtype.kind == "f" and (array != np.floor(array)).any()):
+        raise ValueError(
+            f"{what} has values from {low} to {high}, expected whole numbers "
+            + ("0..255 (grey levels)" if top == 255 else "0 and 1 (binarize first)")
+        )
+    return array.astype(np.uint8, copy=False)

@@ -1,0 +1,56 @@
+"""Data sets by name."""
+
+import os
+
+from led_jax.data.binarized_mnist import load_binarized_mnist
+from led_jax.data.dataset import Dataset
+from led_jax.data.digits import load_digits
+from led_jax.data.tfds import load_tfds
+
+
+def load(
+    name: str = "digits",
+    *,
+    data_dir: str | None = None,
+    binarize: str = "static",
+    seed: int = 0,
+) -> Dataset:
+    """Loads a data set of binary images.
+
+    Args:
+        name: `digits` (8 x 8, needs no download), `binarized_mnist`, or any image set of
+            tensorflow-datasets (`mnist`, `fashion_mnist`, `omniglot`, ...; made 28 x 28 and grey).
+        data_dir: an existing directory with the published files of `binarized_mnist`, or that of
+            tensorflow-datasets; None: the default of tensorflow-datasets. `digits` reads no files.
+        binarize: `static`: every split is drawn once; `dynamic`: `train` stays grey, for a fresh
+            draw each epoch. `binarized_mnist` is `static` only.
+        seed: of the static draw; `binarized_mnist` has none. It is part of the data, not of a run:
+            likelihoods compare only between models of the same draw.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: an argument is not as above, or data are not what they should be.
+        FileNotFoundError: `data_dir` does not exist or the files to read are not there.
+        OSError: tensorflow-datasets could not prepare or read the set.
+    """
+    if binarize not in ("static", "dynamic"):
+        raise ValueError(f"binarize is {binarize!r}, expected 'static' or 'dynamic'")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, expected 0 or more")
+    if data_dir is not None:
+        data_dir = os.path.expanduser(data_dir)
+        if not os.path.isdir(data_dir):
+            raise FileNotFoundError(f"data_dir {data_dir!r} is not an existing directory")
+    dynamic = binarize == "dynamic"
+    if name == "digits":
+        return load_digits(dynamic=dynamic, seed=seed)
+    if name == "binarized_mnist":
+        if dynamic:
+            raise ValueError(
+                "binarize is 'dynamic', but binarized_mnist is already binary: use "
+                "binarize='static', or name='mnist' for the grey levels"
+            )
+        return load_binarized_mnist(data_dir)
+    return load_tfds(name, data_dir, dynamic=dynamic, seed=seed)

@@ -1,0 +1,201 @@
+"""Image sets of tensorflow-datasets, as binary 28 x 28 images.
+
+tensorflow and tensorflow-datasets are imported only when a set is read.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from led_jax.data.binarize import bernoulli
+from led_jax.data.dataset import Dataset, from_arrays
+
+INSTALL = 'pip install "led_jax[tfds]"'
+_SIDE = 28
+_DARK_ON_LIGHT = ("omniglot",)
+_BATCH = 500
+_LUMA = np.array([299.0, 587.0, 114.0])  # ITU-R BT.601, in thousandths
+
+
+def load_tfds(
+    name: str, data_dir: str | None = None, *, dynamic: bool = False, seed: int = 0
+) -> Dataset:
+    """Loads an image set of tensorflow-datasets, preparing it if need be.
+
+    Images become grey (luminance), 28 x 28 (area average) and, for `omniglot`, which is drawn in
+    black on white, inverted. Sets without a published `validation` split give up the end of
+    `train`; see `from_images`. `omniglot` here is the original one, whose train and test hold
+    different alphabets, and not the 28 x 28 version of Burda et al. (2015).
+
+    Args:
+        name: as tensorflow-datasets spells it, `config` and `version` allowed (`emnist/letters`).
+        data_dir: where tensorflow-datasets keeps prepared sets; None: its default.
+        dynamic: keep `train` as grey levels.
+        seed: of the binarization draw.
+
+    Returns:
+        The data set, with rows of 784 pixels.
+
+    Raises:
+        ValueError: tensorflow-datasets is not installed or knows no such set; or the set is not
+            one of images of one size with splits `train` and `test`.
+        OSError: tensorflow-datasets could not prepare it, say for want of a network.
+    """
+    invert = name.split("/")[0].split(":")[0] in _DARK_ON_LIGHT
+    try:
+        images = read_images(name, data_dir, lambda batch: to_grey(batch, invert=invert))
+    except ImportError as error:
+        raise ValueError(
+            f"data set {name!r}: expected 'digits', 'binarized_mnist' or an image set of "
+            f"tensorflow-datasets, for which: {INSTALL} ({error})"
+        ) from error
+    return from_images(name, images, dynamic=dynamic, seed=seed)
+
+
+def from_images(
+    name: str, images: Mapping[str, np.ndarray], *, dynamic: bool = False, seed: int = 0
+) -> Dataset:
+    """Makes a `Dataset` of the splits of an image set.
+
+    Without a `validation` split, the last rows of `train` are held out: 10,000 if `train` has at
+    least 50,000, else a tenth. `valid` and `test` are drawn alike whether or not `dynamic`.
+
+    Args:
+        name: of the data set.
+        images: uint8 grey levels `[n, 784]` by split: `train`, `test` and perhaps `validation`.
+        dynamic: keep `train` as grey levels.
+        seed: of the binarization draw, with P(1) = level / 255.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: a split is missing or the levels are not 0..255.
+    """
+    _check_splits(name, images)
+    if images["train"].max(initial=0) <= 1:
+        raise ValueError(f"{name}: train has no level above 1, expected grey levels 0..255")
+    train, test = images["train"], images["test"]
+    if "validation" in images:
+        valid = images["validation"]
+    else:
+        held_out = 10_000 if len(train) >= 50_000 else len(train) // 10
+        train, valid = np.split(train, [len(train) - held_out])
+    return from_arrays(
+        name,
+        (_SIDE, _SIDE),
+        train if dynamic else bernoulli(train, 255, seed=seed, stream=0),
+        bernoulli(valid, 255, seed=seed, stream=1),
+        bernoulli(test, 255, seed=seed, stream=2),
+        dynamic=dynamic,
+    )
+
+
+def to_grey(images: np.ndarray, *, invert: bool = False) -> np.ndarray:
+    """Returns uint8 `[n, 784]`: images of `[n, H, W, 1]` or `[n, H, W, 3]`, grey and 28 x 28.
+
+    Args:
+        images: uint8 levels 0..255.
+        invert: turn black on white into white on black.
+    """
+    grey = images[..., 0] if images.shape[-1] == 1 else np.rint(images @ _LUMA / 1000)
+    if grey.shape[1:] != (_SIDE, _SIDE):
+        rows, columns = (_area_weights(size) for size in grey.shape[1:])
+        # Whole numbers below 2**53 up to the division: every machine gets the same levels.
+        total = rows @ grey.astype(np.float64) @ columns.T
+        grey = np.rint(total / (grey.shape[1] * grey.shape[2]))
+    levels = grey.astype(np.uint8)
+    return flat(255 - levels if invert else levels)
+
+
+def flat(images: np.ndarray) -> np.ndarray:
+    """Returns images of `[n, ...]` as `[n, pixels]`."""
+    return images.reshape(len(images), -1)
+
+
+def read_images(
+    name: str, data_dir: str | None, convert: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Reads the splits `train`, `test` and, if there is one, `validation`.
+
+    Args:
+        name: as tensorflow-datasets spells it.
+        data_dir: where it keeps prepared sets; None: its default.
+        convert: turns a batch of images, uint8 `[n, H, W, C]`, into rows.
+
+    Returns:
+        The converted rows by split.
+
+    Raises:
+        ImportError: tensorflow-datasets, or what it needs, is not installed.
+        ValueError: there is no such set, or it is not one of images of one size.
+        OSError: the set could not be prepared or read.
+    """
+    import tensorflow as tf  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+    import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
+
+    try:
+        # tensorflow would otherwise take all the memory of the accelerator that JAX is to use.
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:
+        pass  # tensorflow is already running: its devices are the caller's choice
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # unknown names, configs and versions each fail in their own way
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"data set {name!r}: expected 'digits', 'binarized_mnist' or an image set of "
+            f"tensorflow-datasets, which says: {reason}"
+        ) from error
+    _check_features(name, builder.info.features)
+    with _told_as_oserror(f"prepare {name!r}"):
+        builder.download_and_prepare()
+    _check_splits(name, builder.info.splits)
+    splits = [split for split in ("train", "validation", "test") if split in builder.info.splits]
+    with _told_as_oserror(f"read {name!r}"):
+        rows = {}
+        for split in splits:
+            # Unshuffled, so that every read has the same order.
+            batches = builder.as_dataset(split=split, batch_size=_BATCH, shuffle_files=False)
+            rows[split] = np.concatenate(
+                [convert(batch["image"]) for batch in tfds.as_numpy(batches)]
+            )
+        return rows
+
+
+@contextlib.contextmanager
+def _told_as_oserror(action: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # network, disk, protobuf and tensorflow errors have no common base
+        raise OSError(f"tensorflow-datasets could not {action}: {error}") from error
+
+
+def _check_features(name: str, features: Any) -> None:
+    """Raises ValueError unless a set has images of one size, grey or RGB, in uint8."""
+    keys = getattr(features, "keys", tuple)()
+    image = features["image"] if "image" in keys else None
+    shape, dtype = getattr(image, "shape", ()), getattr(image, "np_dtype", None)
+    if len(shape) != 3 or None in shape or shape[-1] not in (1, 3) or dtype != np.uint8:
+        raise ValueError(
+            f"{name}: expected a feature 'image' of one fixed size, uint8 (H, W, 1) or (H, W, 3); "
+            f"tensorflow-datasets has {features}"
+        )
+
+
+def _check_splits(name: str, splits: Mapping[str, Any]) -> None:
+    if not {"train", "test"} <= set(splits):
+        raise ValueError(f"{name}: expected splits 'train' and 'test', found {sorted(splits)}")
+
+
+def _area_weights(size: int) -> np.ndarray:
+    """Returns `[28, size]`: how much of each pixel lies in each target pixel, in 28ths of a pixel.
+
+    Each row sums to `size`.
+    """
+    target, source = np.arange(_SIDE)[:, None], np.arange(size)
+    ends = np.minimum((target + 1) * size, (source + 1) * _SIDE)
+    starts = np.maximum(target * size, source * _SIDE)
+    return np.maximum(ends - starts, 0).astype(np.float64)

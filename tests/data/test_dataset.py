@@ -1,0 +1,117 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from led_jax.data import Dataset, fingerprint, from_arrays
+
+GOOD = np.array([[0, 1, 1, 0, 0, 1], [1, 1, 1, 0, 0, 0]], np.uint8)
+
+
+def make(train=GOOD, valid=GOOD, test=GOOD, *, name="toy", image_shape=(2, 3), dynamic=False):
+    return from_arrays(name, image_shape, train, valid, test, dynamic=dynamic)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, bool, np.int64, np.float32, np.float64])
+def test_whole_numbers_of_any_dtype_become_uint8(dtype):
+    dataset = make(GOOD.astype(dtype))
+    assert dataset.train.dtype == np.uint8
+    np.testing.assert_array_equal(dataset.train, GOOD)
+    assert dataset.image_shape == (2, 3) and not dataset.dynamic
+
+
+def test_lists_are_arrays():
+    np.testing.assert_array_equal(make(GOOD.tolist()).train, GOOD)
+
+
+def test_dynamic_allows_grey_levels_in_train_only():
+    grey = GOOD * 255
+    np.testing.assert_array_equal(make(grey, dynamic=True).train, grey)
+    with pytest.raises(ValueError, match="toy: train has values from 0 to 255, expected .*binariz"):
+        make(grey)
+    for split in ("valid", "test"):
+        with pytest.raises(ValueError, match=f"toy: {split} has values from 0 to 255"):
+            make(grey, **{split: grey}, dynamic=True)
+
+
+def test_nan_and_infinity_are_named_with_their_place():
+    bad = GOOD.astype(np.float32)
+    bad[1, 4] = np.nan
+    with pytest.raises(ValueError, match="valid has 1 NaN and 0 infinite.*row 1, pixel 4"):
+        make(valid=bad)
+    bad[0, 2] = np.inf
+    with pytest.raises(ValueError, match="1 NaN and 1 infinite.*row 0, pixel 2"):
+        make(valid=bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (GOOD[:, :5], r"shape \[2, 5\], expected \[n, 6\]"),
+        (GOOD.reshape(2, 2, 3), r"shape \[2, 2, 3\]"),
+        (GOOD[0], r"shape \[6\]"),
+        (GOOD[:0], r"shape \[0, 6\].*n >= 1"),
+        (np.float32(0.0), r"shape \[\]"),
+        (GOOD.astype(str), "dtype <U"),
+        (GOOD.astype(object), "dtype object"),
+        (GOOD.astype(complex), "dtype complex"),
+        (GOOD * 0.5, "values from 0.0 to 0.5"),
+        (GOOD.astype(int) - 1, "values from -1 to 0"),
+        (GOOD.astype(int) + 256, "values from 256 to 257"),
+    ],
+)
+def test_bad_arrays_are_refused(bad, message):
+    with pytest.raises(ValueError, match=f"toy: test has {message}"):
+        make(test=bad)
+
+
+@pytest.mark.parametrize("image_shape", [(6,), (2, 3, 1), (0, 6), (-2, -3)])
+def test_bad_image_shape(image_shape):
+    with pytest.raises(ValueError, match="image_shape"):
+        make(image_shape=image_shape)
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.uint8, np.int16, np.float32]),
+        st.tuples(st.integers(1, 3), st.integers(5, 7)),
+        elements=st.integers(0, 3),
+    ),
+    st.booleans(),
+)
+def test_accepts_exactly_what_is_promised(array, dynamic):
+    promised = array.shape[1] == 6 and (dynamic or array.max() <= 1)
+    if promised:
+        np.testing.assert_array_equal(make(array, dynamic=dynamic).train, array)
+    else:
+        with pytest.raises(ValueError):
+            make(array, dynamic=dynamic)
+
+
+def test_fingerprint_is_a_sha256_of_name_shapes_and_bytes():
+    header = json.dumps(["toy", False, [[2, 3], [2, 6], [2, 6], [2, 6]]])
+    content = header.encode() + 3 * GOOD.tobytes()
+    assert fingerprint(make()) == hashlib.sha256(content).hexdigest()
+
+
+def test_fingerprint_sees_every_difference_and_nothing_else():
+    flipped = GOOD.copy()
+    flipped[0, 0] ^= 1
+    different: list[Dataset] = [
+        make(),
+        make(flipped),
+        make(valid=flipped),
+        make(test=flipped),
+        make(GOOD[::-1]),
+        make(name="other"),
+        make(image_shape=(3, 2)),
+        make(dynamic=True),
+        make(train=np.concatenate([GOOD, GOOD[:1]]), valid=GOOD[1:]),
+    ]
+    assert len({fingerprint(dataset) for dataset in different}) == len(different)
+    assert fingerprint(make(np.asfortranarray(GOOD.astype(np.int64)))) == fingerprint(make())
+    assert fingerprint(make(np.repeat(GOOD, 2, axis=0)[::2])) == fingerprint(make())
