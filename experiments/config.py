@@ -50,7 +50,8 @@ class Config:
     seed: int = _field(0, "Seed of everything random but the data's split and binarization.")
     nll_samples: int = _field(5000, "Importance samples for each test image.", free=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Fills in defaults and checks every field."""
         if self.epochs == 0:
             object.__setattr__(self, "epochs", 200 if self.dataset == "digits" else 500)
         for name in ("prior_hidden", "posterior_hidden"):
@@ -129,35 +130,41 @@ def define_flags() -> None:
 
 
 def config_from_flags(workdir: pathlib.Path) -> Config:
-    """The run's configuration: the one on record in `workdir`, else that of the flags.
+    """The run's configuration: the one on record in `workdir`, with the flags given beside it.
 
     Raises:
-      ValueError: if a flag is invalid, or given on the command line and not what is on record.
+      ValueError: if a flag is invalid.
     """
     given = {}
     for field in dataclasses.fields(Config):
         flag = flags.FLAGS[field.name]
         if flag.present:
-            given[field.name] = flag.value
-            if isinstance(field.default, tuple):
-                given[field.name] = _parse_widths(field.name, flag.value)
+            widths = isinstance(field.default, tuple)
+            given[field.name] = _parse_widths(field.name, flag.value) if widths else flag.value
+    return dataclasses.replace(
+        read_config(workdir) or Config(dataset=given.get("dataset", "digits")), **given
+    )
+
+
+def check_workdir(config: Config, workdir: pathlib.Path) -> None:
+    """Makes sure that a directory is free for, or holds, a run of this configuration.
+
+    Raises:
+      ValueError: if it holds anything else.
+    """
     recorded = read_config(workdir)
-    if recorded is None:
-        return Config(**given)
     differing = [
-        f"--{field.name} is {getattr(recorded, field.name)} there, {given[field.name]} here"
+        f"--{field.name} is {getattr(recorded, field.name)} there and {value} here"
         for field in dataclasses.fields(Config)
-        if field.name in given
+        if recorded is not None
         and not field.metadata["free"]
-        and given[field.name] != getattr(recorded, field.name)
+        and (value := getattr(config, field.name)) != getattr(recorded, field.name)
     ]
     if differing:
         raise ValueError(
             f"{workdir} holds a run of another configuration: {'; '.join(differing)}. Leave these "
             "flags away to continue that run, or name another --workdir"
         )
-    free = {f.name for f in dataclasses.fields(Config) if f.metadata["free"]}
-    return dataclasses.replace(recorded, **{k: v for k, v in given.items() if k in free})
 
 
 def read_config(workdir: pathlib.Path) -> Config | None:

@@ -15,7 +15,7 @@ import tensorboardX
 import tqdm
 
 from experiments import provenance
-from experiments.config import Config, build_led, read_config, write_json
+from experiments.config import Config, build_led, check_workdir, write_json
 from led_jax import checkpoints, data, objectives, plots, training
 from led_jax.data import Dataset
 from led_jax.model import LED
@@ -38,10 +38,10 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
       ValueError: if `workdir` or the data do not belong to this configuration.
       FloatingPointError: if the bound is no longer finite.
     """
+    check_workdir(config, workdir)
     result_path = workdir / "result.json"
     if result_path.exists():
         return json.loads(result_path.read_text())
-    read_config(workdir)
     dataset = load_data(config)
     led = build_led(config, dataset)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import datetime
 import json
 import pathlib
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.config import config_from_flags, define_flags
 from experiments.run import run
@@ -23,6 +23,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     """Trains what the flags describe."""
+    logging.set_verbosity(logging.WARNING)  # The checkpointing library reports every file.
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -39,7 +39,7 @@ def negative_elbo(
 def importance_weighted_bound(
     led: LED, params: Params, key: Array, x: Array, num_samples: int
 ) -> Array:
-    """log 1/K sum_k p(x, z_k) / q(z_k|x), a lower bound on log p(x) that tightens with K.
+    """Log 1/K sum_k p(x, z_k) / q(z_k|x), a lower bound on log p(x) that tightens with K.
 
     Burda, Grosse and Salakhutdinov (2016), eq. 8, https://arxiv.org/abs/1509.00519.
 

@@ -1,5 +1,6 @@
 """The core abstraction: a flow is three pure functions, and combinators return flows again."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -131,8 +132,8 @@ def repeat(
         return layer if isinstance(layer, Flow) else layer(layer_constants)
 
     if depth <= MAX_UNROLL:
-        layers = [make(jax.tree.map(lambda c: c[i], constants)) for i in range(depth)]
-        return chain(*layers, event_ndims=event_ndims)
+        slices = [jax.tree.map(operator.itemgetter(i), constants) for i in range(depth)]
+        return chain(*map(make, slices), event_ndims=event_ndims)
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
         def body(x, key_and_constants):

@@ -76,7 +76,7 @@ Real NVP: Dinh, Sohl-Dickstein and Bengio (2016), eq. 7, https://arxiv.org/abs/1
 
 
 def gate(bias: float) -> Transformer:
-    """y = s x + (1 - s) m, with s = sigmoid(raw + bias).
+    """Y = s x + (1 - s) m, with s = sigmoid(raw + bias).
 
     The update of inverse autoregressive flow: Kingma et al. (2016), eq. 13 to 15,
     https://arxiv.org/abs/1606.04934. A layer starts as y = sigmoid(bias) x.

@@ -1,0 +1,194 @@
+r"""Trains the cells of a table of the paper, and writes the table beside the paper's numbers.
+
+    python -m experiments.sweep --table=1 --columns=mlp_prior,mlp_posterior --data_dir=DIR \
+        --workdir=DIR
+
+Cells already finished in the work directory are not trained again, stopped ones go on. Writes
+tableN.json (a list of experiments.train's objects), tableN.md and tableN.png into it.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from typing import Any, NamedTuple
+
+import tqdm
+from absl import app, flags, logging
+
+from experiments.config import Config, write_json
+from experiments.run import run
+from led_jax import plots
+
+
+class Cell(NamedTuple):
+    """One cell of a table: the paper's test NLL in nats, and what to train for it."""
+
+    depth: int
+    paper_nll: float
+    config: Config
+
+
+_MNIST = Config(dataset="binarized_mnist", prior_depth=0)
+
+
+def _prior(depth: int, paper_nll: float) -> Cell:
+    return Cell(depth, paper_nll, dataclasses.replace(_MNIST, prior_depth=depth))
+
+
+def _posterior(depth: int, paper_nll: float) -> Cell:
+    # 1,000 samples: a MADE posterior costs five times the decoder, and fewer only overestimate.
+    config = dataclasses.replace(_MNIST, posterior_depth=depth, epochs=250, nll_samples=1000)
+    return Cell(depth, paper_nll, config)
+
+
+_BASELINE = _prior(0, 90.78)
+
+TABLES = {
+    1: {
+        "mlp_prior": [_BASELINE, _prior(4, 88.07), _prior(8, 87.47), _prior(12, 86.59)],
+        "mlp_posterior": [
+            _BASELINE,
+            _posterior(4, 88.89),
+            _posterior(8, 88.71),
+            _posterior(12, 88.70),
+        ],
+    }
+}
+"""Huang et al. (2017): table -> column -> cells."""
+
+_TABLE = flags.DEFINE_integer("table", 1, "Number of the paper's table.")
+_COLUMNS = flags.DEFINE_list("columns", [], "Columns to train; empty: all of the table's.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of every cell.")
+_EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs of every cell; 0: each cell's own.", 0)
+_NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 0, "Importance samples; 0: each cell's own.", 0)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where binarized MNIST is, as experiments.train.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
+
+
+def sweep(
+    table: dict[str, list[Cell]], seeds: list[int], workdir: pathlib.Path, **overrides: Any
+) -> list[dict[str, Any]]:
+    """Trains every cell of a table with every seed.
+
+    Args:
+      table: cells by column; a cell that stands in several columns is trained once.
+      seeds: seeds of each cell.
+      workdir: directory with one run's directory for each cell and seed.
+      **overrides: fields of `Config` to set in every cell.
+
+    Returns:
+      Each run's result, with its "paper_nll" and "columns".
+    """
+    runs: dict[str, tuple[Cell, Config, list[str]]] = {}
+    for column, cells in table.items():
+        for cell in cells:
+            for seed in seeds:
+                config = dataclasses.replace(cell.config, seed=seed, **overrides)
+                name = (
+                    f"{config.network}-prior{config.prior_depth}"
+                    f"-posterior{config.posterior_depth}-seed{seed}"
+                )
+                runs.setdefault(name, (cell, config, []))[2].append(column)
+    results = []
+    for name, (cell, config, columns) in runs.items():
+        tqdm.tqdm.write(f"== {name}")
+        result = run(config, workdir / name)
+        results.append(result | {"paper_nll": cell.paper_nll, "columns": columns})
+    return results
+
+
+def to_markdown(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> str:
+    """The table: ours beside the paper's, mean over seeds."""
+    lines = [
+        "| column | L | paper | led_jax | standard error | beaten by | seeds | epochs | samples |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for column, cells in table.items():
+        for cell in cells:
+            runs = _runs_of(cell, column, results)
+            nll, error = _mean_and_error(runs)
+            lines.append(
+                f"| {column} | {cell.depth} | {cell.paper_nll:.2f} | {nll:.2f} | {error:.2f} "
+                f"| {cell.paper_nll - nll:.2f} | {len(runs)} | {runs[0]['epochs']} "
+                f"| {runs[0]['nll_samples']} |"
+            )
+    first = results[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    lines += [
+        "",
+        "Test NLL in nats on statically binarized MNIST, lower is better, importance-sampled; the "
+        "standard error is over the 10,000 test images (seeds share them). "
+        f"Hardware: {first['hardware']}. Versions: {versions}. Date: {first['date']}.",
+        "",
+        "Commands:",
+        "",
+        *(f"    {result['command']} --data_dir=DIR" for result in results),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _runs_of(cell: Cell, column: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    depths = (cell.config.prior_depth, cell.config.posterior_depth)
+    return [
+        result
+        for result in results
+        if column in result["columns"]
+        and (result["prior_depth"], result["posterior_depth"]) == depths
+    ]
+
+
+def _mean_and_error(runs: list[dict[str, Any]]) -> tuple[float, float]:
+    """Mean over seeds, with the error over test images: seeds share the images."""
+    return statistics.mean(r["nll"] for r in runs), statistics.mean(r["nll_se"] for r in runs)
+
+
+def main(argv: list[str]) -> None:
+    """Trains what the flags name."""
+    logging.set_verbosity(logging.WARNING)  # The checkpointing library reports every file.
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    workdir = pathlib.Path(_WORKDIR.value).expanduser()
+    try:
+        table = _select(_TABLE.value, _COLUMNS.value)
+        seeds = _parse_seeds(_SEEDS.value)
+        overrides: dict[str, Any] = {"data_dir": _DATA_DIR.value}
+        if _EPOCHS.value:
+            overrides["epochs"] = _EPOCHS.value
+        if _NLL_SAMPLES.value:
+            overrides["nll_samples"] = _NLL_SAMPLES.value
+        results = sweep(table, seeds, workdir, **overrides)
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from error
+    name = f"table{_TABLE.value}"
+    write_json(workdir / f"{name}.json", results)
+    (workdir / f"{name}.md").write_text(to_markdown(table, results))
+    columns = {}
+    for column, cells in table.items():
+        ours = [_mean_and_error(_runs_of(cell, column, results)) for cell in cells]
+        nlls, errors = zip(*ours, strict=True)
+        depths, paper = [cell.depth for cell in cells], [cell.paper_nll for cell in cells]
+        columns[column] = (depths, nlls, errors, paper)
+    plots.depth_curves(workdir / f"{name}.png", columns)
+    print(json.dumps(results))
+
+
+def _select(table: int, columns: list[str]) -> dict[str, list[Cell]]:
+    if table not in TABLES:
+        raise ValueError(f"--table must be one of {sorted(TABLES)}, got {table}")
+    unknown = sorted(set(columns) - set(TABLES[table]))
+    if unknown:
+        raise ValueError(
+            f"--columns of table {table} are {', '.join(TABLES[table])}; got {', '.join(unknown)}"
+        )
+    return {name: cells for name, cells in TABLES[table].items() if not columns or name in columns}
+
+
+def _parse_seeds(values: list[str]) -> list[int]:
+    if not values or not all(value.strip().isdecimal() for value in values):
+        raise ValueError(f"--seeds must be whole numbers from 0, got {','.join(values)!r}")
+    return [int(value) for value in values]
+
+
+if __name__ == "__main__":
+    app.run(main)
