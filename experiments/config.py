@@ -41,11 +41,11 @@ class Config:
     posterior_context: int = _field(
         0, "Width of the encoder's context for every posterior layer; 0 for none."
     )
-    epochs: int = _field(0, "Passes over the training split; 0: 200 for digits, 500 otherwise.")
+    epochs: int = _field(0, "Passes over the training split; 0: 200 for digits, 400 otherwise.")
     batch_size: int = _field(100, "Rows a step.")
-    learning_rate: float = _field(1e-3, "Adam's peak rate; it decays to 0 along a cosine.")
-    warmup: int = _field(0, "Epochs over which the learning rate rises to its peak.")
-    kl_warmup: int = _field(0, "Epochs over which the KL's weight rises to 1.")
+    learning_rate: float = _field(2e-3, "Adam's peak rate; it decays to 0 along a cosine.")
+    warmup: float = _field(0.0, "Part of the training over which the rate rises to its peak.")
+    kl_warmup: float = _field(0.1, "Part of the training over which the KL's weight rises to 1.")
     clip_norm: float = _field(0.0, "Largest global norm of the gradient; 0 does not clip.")
     seed: int = _field(0, "Seed of everything random but the data's split and binarization.")
     nll_samples: int = _field(5000, "Importance samples for each test image.", free=True)
@@ -53,15 +53,15 @@ class Config:
     def __post_init__(self) -> None:
         """Fills in defaults and checks every field."""
         if self.epochs == 0:
-            object.__setattr__(self, "epochs", 200 if self.dataset == "digits" else 500)
+            object.__setattr__(self, "epochs", 200 if self.dataset == "digits" else 400)
         for name in ("prior_hidden", "posterior_hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         positive = ("latent_dim", "epochs", "batch_size", "learning_rate", "nll_samples")
-        not_negative = ("prior_depth", "posterior_depth", "posterior_context", "warmup")
+        not_negative = ("prior_depth", "posterior_depth", "posterior_context", "clip_norm", "seed")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
-        for name in (*not_negative, "kl_warmup", "clip_norm", "seed"):
+        for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
         for field in dataclasses.fields(self):
@@ -71,8 +71,9 @@ class Config:
                     f"--{field.name} must be one of {', '.join(choices)}, "
                     f"got {getattr(self, field.name)!r}"
                 )
-        if self.warmup >= self.epochs:
-            raise ValueError(f"--warmup={self.warmup} must be less than --epochs={self.epochs}")
+        for name in ("warmup", "kl_warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
     def to_command(self) -> str:
         """The command line that makes this run, without its machine's paths."""

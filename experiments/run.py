@@ -130,7 +130,7 @@ def fit(
             optimizer,
             config.batch_size,
             dynamic=dataset.dynamic,
-            kl_warmup=config.kl_warmup,
+            kl_warmup=config.kl_warmup * config.epochs,
         )
         .lower(state, train_rows)
         .compile()
@@ -197,7 +197,7 @@ def make_optimizer(config: Config, dataset: Dataset) -> optax.GradientTransforma
     return training.adam(
         config.learning_rate,
         config.epochs * steps_per_epoch,
-        warmup_steps=config.warmup * steps_per_epoch,
+        warmup_steps=round(config.warmup * config.epochs * steps_per_epoch),
         clip_norm=config.clip_norm or None,
     )
 

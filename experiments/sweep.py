@@ -38,7 +38,7 @@ def _prior(depth: int, paper_nll: float) -> Cell:
 
 def _posterior(depth: int, paper_nll: float) -> Cell:
     # 1,000 samples: a MADE posterior costs five times the decoder, and fewer only overestimate.
-    config = dataclasses.replace(_MNIST, posterior_depth=depth, epochs=250, nll_samples=1000)
+    config = dataclasses.replace(_MNIST, posterior_depth=depth, epochs=100, nll_samples=1000)
     return Cell(depth, paper_nll, config)
 
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from led_jax.densities import normal_log_prob
@@ -66,13 +65,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Applies the layers."""
-        for size in self.sizes[:-1]:
-            x = self.activation(self._dense(size, x.dtype)(x))
-        return self._dense(self.sizes[-1], x.dtype)(x)
-
-    def _dense(self, size: int, dtype: jnp.dtype) -> nn.Dense:
-        init = nn.initializers.he_normal()
-        return nn.Dense(size, kernel_init=init, dtype=dtype, param_dtype=dtype)
+        for i, size in enumerate(self.sizes):
+            x = nn.Dense(size, dtype=x.dtype, param_dtype=x.dtype)(x)
+            if i < len(self.sizes) - 1:
+                x = self.activation(x)
+        return x
 
 
 def mlp_encoder(

@@ -96,7 +96,7 @@ def make_epoch(
     batch_size: int,
     *,
     dynamic: bool = False,
-    kl_warmup: int = 0,
+    kl_warmup: float = 0.0,
 ) -> Callable[[TrainState, Array], tuple[TrainState, Elbo]]:
     """Builds the function that trains for one epoch, as one compiled program.
 

@@ -1,0 +1,100 @@
+"""LED in distrax, flax and optax, with one jitted step a batch: the peer `distrax`.
+
+Real NVP layers are `distrax.MaskedCoupling`, so that a conditioner reads the whole masked vector
+and emits parameters for every entry. distrax has no MADE: the posterior is Gaussian.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import distrax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from experiments.config import Config
+from experiments.peers import HIDDEN, PIXELS
+from led_jax.flows import masks
+
+_HE_NORMAL = nn.initializers.he_normal()
+
+
+def make_epochs(config: Config, data: np.ndarray) -> dict[str, Callable[[], float]]:
+    """See `experiments.peers`."""
+    model = DistraxLED(config.latent_dim, config.prior_depth, tuple(config.prior_hidden))
+    optimizer = optax.adam(config.learning_rate)
+    key = jax.random.key(0)
+    params = jax.jit(model.init)(key, jnp.zeros((config.batch_size, PIXELS)), key)
+    state = (params, optimizer.init(params), key)
+    rng = np.random.default_rng(0)
+    num_steps = len(data) // config.batch_size
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, x: Array):
+        params, opt_state, key = state
+        key, sample_key = jax.random.split(key)
+
+        def loss_fn(params):
+            return model.apply(params, x.astype(jnp.float32), sample_key)
+
+        loss, gradient = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state, key), loss
+
+    def epoch() -> float:
+        nonlocal state
+        losses = []
+        order = rng.permutation(len(data))[: num_steps * config.batch_size]
+        for batch in order.reshape(num_steps, config.batch_size):
+            state, loss = step(state, data[batch])
+            losses.append(loss)
+        return float(np.mean(jax.device_get(losses)))
+
+    return {"jit": epoch}
+
+
+class DistraxLED(nn.Module):
+    """Gaussian posterior, Real NVP prior; a call gives minus the ELBO, averaged over the batch."""
+
+    latent_dim: int
+    prior_depth: int
+    prior_hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Array, key: Array) -> Array:
+        """Returns the loss, a scalar, for x `[n, 784]`."""
+        encoding = mlp((*HIDDEN, 2 * self.latent_dim), "encoder")(x)
+        mean, log_std = jnp.split(encoding, 2, -1)
+        posterior = distrax.MultivariateNormalDiag(mean, jnp.exp(log_std))
+        z, log_posterior = posterior.sample_and_log_prob(seed=key)
+        logits = mlp((*HIDDEN, PIXELS), "decoder")(z)
+        likelihood = distrax.Independent(distrax.Bernoulli(logits=logits), 1)
+        kl = jnp.subtract(log_posterior, self._prior().log_prob(z))
+        return jnp.mean(kl - likelihood.log_prob(x))
+
+    def _prior(self) -> distrax.Distribution:
+        base = distrax.MultivariateNormalDiag(jnp.zeros(self.latent_dim), jnp.ones(self.latent_dim))
+        widths = (*self.prior_hidden, 2 * self.latent_dim)
+        layers = []
+        for i in range(self.prior_depth):
+            mask = masks.random_half((self.latent_dim,), i // 2)
+            conditioner = mlp(widths, f"prior_{i}", nn.initializers.zeros)
+            layers.append(distrax.MaskedCoupling(mask ^ bool(i % 2), conditioner, _affine))
+        # A chain applies its last bijector first.
+        return distrax.Transformed(base, distrax.Chain(layers[::-1])) if layers else base
+
+
+def _affine(raw: Array) -> distrax.Bijector:
+    shift, log_scale = jnp.split(raw, 2, -1)
+    return distrax.ScalarAffine(shift, log_scale=3 * jnp.tanh(log_scale / 3))
+
+
+def mlp(widths: tuple[int, ...], name: str, last_init: Callable = _HE_NORMAL) -> nn.Sequential:
+    """Dense layers with ReLU between them."""
+    layers: list[Callable] = []
+    for width in widths[:-1]:
+        layers += [nn.Dense(width, kernel_init=_HE_NORMAL), nn.relu]
+    return nn.Sequential([*layers, nn.Dense(widths[-1], kernel_init=last_init)], name=name)
