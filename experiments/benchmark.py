@@ -306,8 +306,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         "# Benchmark",
         f"`{result['command']}` on {result['date']}; {result['hardware']}; {versions}.",
         f"Medians over {result['rounds']} rounds; in each, every side has its turn. Load average "
-        f"of the machine before: {result['load_average']:.1f}. Peak of the float32 matrix product: {result['sgemm_gflops']:.0f} GFLOP/s, measured again beside "
-        "every cell.",
+        f"of the machine before: {result['load_average']:.1f}. Peak of the float32 matrix "
+        f"product: {result['sgemm_gflops']:.0f} GFLOP/s, measured again beside every cell.",
         "## Training step",
         "Batches of 100, Adam; encoder and decoder 2 x 200. GFLOP are those of the matrix "
         "products, masked ones counted as if dense. Peers: time of a step with one thread or the "

@@ -121,13 +121,14 @@ def define_flags() -> None:
     """Defines one flag for each field of `Config`."""
     define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     for field in dataclasses.fields(Config):
+        default: Any = field.default
         help, choices = field.metadata["help"], field.metadata["choices"]
         if choices:
-            flags.DEFINE_enum(field.name, field.default, choices, help)
-        elif isinstance(field.default, tuple):
-            flags.DEFINE_list(field.name, list(map(str, field.default)), help)
+            flags.DEFINE_enum(field.name, default, choices, help)
+        elif isinstance(default, tuple):
+            flags.DEFINE_list(field.name, list(map(str, default)), help)
         else:
-            define[type(field.default)](field.name, field.default, help)
+            define[type(default)](field.name, default, help)
 
 
 def config_from_flags(workdir: pathlib.Path) -> Config:
@@ -140,8 +141,9 @@ def config_from_flags(workdir: pathlib.Path) -> Config:
     for field in dataclasses.fields(Config):
         flag = flags.FLAGS[field.name]
         if flag.present:
+            value: Any = flag.value
             widths = isinstance(field.default, tuple)
-            given[field.name] = _parse_widths(field.name, flag.value) if widths else flag.value
+            given[field.name] = _parse_widths(field.name, value) if widths else value
     return dataclasses.replace(
         read_config(workdir) or Config(dataset=given.get("dataset", "digits")), **given
     )

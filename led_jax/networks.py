@@ -9,6 +9,7 @@ import jax
 from jax import Array
 
 from led_jax.densities import normal_log_prob
+from led_jax.modules import pure
 from led_jax.numerics import softplus
 
 Params = Any
@@ -95,12 +96,10 @@ def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None
       latent_dim: number of latent variables.
       context_dim: width of the context; None gives no context.
     """
-
-    def init(key: Array, x: Array) -> Params:
-        return module.init(key, x)["params"]
+    init, network = pure(module)
 
     def apply(params: Params, x: Array) -> Encoding:
-        out = module.apply({"params": params}, x)
+        out = network(params, x)
         expected = 2 * latent_dim + (context_dim or 0)
         if out.shape[-1] != expected:
             raise ValueError(f"encoder: expected {expected} outputs, the network has {out.shape}")
@@ -121,9 +120,7 @@ def bernoulli_decoder(module: nn.Module) -> Decoder:
     Args:
       module: maps z to the logits `[..., D]`.
     """
-
-    def logits(params: Params, z: Array) -> Array:
-        return module.apply({"params": params}, z)
+    init, logits = pure(module)
 
     def log_prob(params: Params, z: Array, x: Array) -> Array:
         out = logits(params, z)
@@ -137,7 +134,7 @@ def bernoulli_decoder(module: nn.Module) -> Decoder:
         probability = mean(params, z)
         return jax.random.bernoulli(key, probability).astype(probability.dtype)
 
-    return Decoder(lambda key, z: module.init(key, z)["params"], log_prob, mean, sample)
+    return Decoder(init, log_prob, mean, sample)
 
 
 def gaussian_decoder(module: nn.Module, std: float) -> Decoder:
@@ -147,9 +144,7 @@ def gaussian_decoder(module: nn.Module, std: float) -> Decoder:
       module: maps z to the mean `[..., D]`.
       std: standard deviation, the same for every entry.
     """
-
-    def mean(params: Params, z: Array) -> Array:
-        return module.apply({"params": params}, z)
+    init, mean = pure(module)
 
     def log_prob(params: Params, z: Array, x: Array) -> Array:
         out = mean(params, z)
@@ -160,7 +155,7 @@ def gaussian_decoder(module: nn.Module, std: float) -> Decoder:
         out = mean(params, z)
         return out + std * jax.random.normal(key, out.shape, out.dtype)
 
-    return Decoder(lambda key, z: module.init(key, z)["params"], log_prob, mean, sample)
+    return Decoder(init, log_prob, mean, sample)
 
 
 def _check_last_axis(x: Array, out: Array) -> None:

@@ -52,7 +52,12 @@ def importance_weighted_bound(
 
     Returns:
       The bound in nats, `[...]`; K = 1 gives the ELBO.
+
+    Raises:
+      ValueError: if num_samples is not positive.
     """
+    if num_samples < 1:
+        raise ValueError(f"bound: expected num_samples of 1 or more, got {num_samples}")
     log_weights = led.elbo(params, key, x, (num_samples,)).bound
     return jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
 
@@ -108,14 +113,14 @@ def nll(
       x: data `[n, *x_shape]`, of any dtype that casts to float32.
       num_samples: importance samples for each row.
       batch_size: rows at a time.
-      samples_per_chunk: samples at a time; must divide num_samples, or exceed it.
+      samples_per_chunk: samples at a time; the last chunk's surplus is left out.
       progress: called with the number of rows just finished.
 
     Returns:
       `NLL`, of Python floats and a NumPy array.
 
     Raises:
-      ValueError: if x is empty, a size is not positive, or the chunk does not divide num_samples.
+      ValueError: if x is empty, or a size is not positive.
     """
     if min(len(x), num_samples, batch_size, samples_per_chunk) < 1:
         raise ValueError(

@@ -8,6 +8,8 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 
 def image_grid(path: str | os.PathLike, images: np.ndarray, columns: int) -> None:
@@ -70,7 +72,7 @@ def depth_curves(
         axes.errorbar(depths, ours, errors, marker="o", color=f"C{i}", label=f"{title}, led_jax")
         axes.plot(depths, paper, marker="x", ls="--", color=f"C{i}", label=f"{title}, paper")
     axes.set(xlabel="number of flow layers", ylabel="test NLL (nats, lower is better)")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     _save_figure(path, figure)
@@ -80,6 +82,6 @@ def _save_image(path: str | os.PathLike, canvas: np.ndarray) -> None:
     plt.imsave(path, canvas, cmap="gray_r", vmin=0, vmax=1, format="png")
 
 
-def _save_figure(path: str | os.PathLike, figure: plt.Figure) -> None:
+def _save_figure(path: str | os.PathLike, figure: Figure) -> None:
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)

@@ -66,11 +66,11 @@ class DistraxLED(nn.Module):
     @nn.compact
     def __call__(self, x: Array, key: Array) -> Array:
         """Returns the loss, a scalar, for x `[n, 784]`."""
-        encoding = mlp((*HIDDEN, 2 * self.latent_dim), "encoder")(x)
+        encoding = mlp((*HIDDEN, 2 * self.latent_dim))(x)
         mean, log_std = jnp.split(encoding, 2, -1)
         posterior = distrax.MultivariateNormalDiag(mean, jnp.exp(log_std))
         z, log_posterior = posterior.sample_and_log_prob(seed=key)
-        logits = mlp((*HIDDEN, PIXELS), "decoder")(z)
+        logits = mlp((*HIDDEN, PIXELS))(z)
         likelihood = distrax.Independent(distrax.Bernoulli(logits=logits), 1)
         kl = jnp.subtract(log_posterior, self._prior().log_prob(z))
         return jnp.mean(kl - likelihood.log_prob(x))
@@ -81,7 +81,7 @@ class DistraxLED(nn.Module):
         layers = []
         for i in range(self.prior_depth):
             mask = masks.random_half((self.latent_dim,), i // 2)
-            conditioner = mlp(widths, f"prior_{i}", nn.initializers.zeros)
+            conditioner = mlp(widths, nn.initializers.zeros)
             layers.append(distrax.MaskedCoupling(mask ^ bool(i % 2), conditioner, _affine))
         # A chain applies its last bijector first.
         return distrax.Transformed(base, distrax.Chain(layers[::-1])) if layers else base
@@ -92,9 +92,9 @@ def _affine(raw: Array) -> distrax.Bijector:
     return distrax.ScalarAffine(shift, log_scale=3 * jnp.tanh(log_scale / 3))
 
 
-def mlp(widths: tuple[int, ...], name: str, last_init: Callable = _HE_NORMAL) -> nn.Sequential:
+def mlp(widths: tuple[int, ...], last_init: Callable = _HE_NORMAL) -> nn.Sequential:
     """Dense layers with ReLU between them."""
     layers: list[Callable] = []
     for width in widths[:-1]:
         layers += [nn.Dense(width, kernel_init=_HE_NORMAL), nn.relu]
-    return nn.Sequential([*layers, nn.Dense(widths[-1], kernel_init=last_init)], name=name)
+    return nn.Sequential([*layers, nn.Dense(widths[-1], kernel_init=last_init)])

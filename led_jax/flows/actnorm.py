@@ -14,6 +14,9 @@ def actnorm(event_ndims: int = 1) -> Flow:
 
     Args:
       event_ndims: number of event axes.
+
+    Raises:
+      ValueError: (from the flow's functions) if an input does not fit the parameters.
     """
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
@@ -26,11 +29,19 @@ def actnorm(event_ndims: int = 1) -> Flow:
     def log_det(log_scale: Array, x: Array) -> Array:
         return jnp.broadcast_to(log_scale.sum(), x.shape[: x.ndim - event_ndims]).astype(x.dtype)
 
+    def check(params: Params, x: Array) -> None:
+        expected = params["shift"].shape
+        if x.shape[max(x.ndim - event_ndims, 0) :] != expected:
+            shape = ", ".join(map(str, expected))
+            raise ValueError(f"actnorm: expected an input of shape [..., {shape}], got {x.shape}")
+
     def apply(params: Params, x: Array, context: Array | None = None):
+        check(params, x)
         y = (x + params["shift"]) * jnp.exp(params["log_scale"])
         return y.astype(x.dtype), log_det(params["log_scale"], x)
 
     def inverse(params: Params, y: Array, context: Array | None = None):
+        check(params, y)
         x = y * jnp.exp(-params["log_scale"]) - params["shift"]
         return x.astype(y.dtype), log_det(-params["log_scale"], y)
 

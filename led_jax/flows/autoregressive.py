@@ -11,6 +11,7 @@ from led_jax.flows.base import Flow, Params, chain, flatten, repeat
 from led_jax.flows.conditioners import Conditioner, made
 from led_jax.flows.permutations import reverse
 from led_jax.flows.transformers import Transformer, affine, gate
+from led_jax.modules import pure
 
 
 def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) -> Flow:
@@ -31,11 +32,10 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
     """
 
     def raw(params: Params, x: Array, context: Array | None) -> Array:
-        network = conditioner(transformer.num_params, x.shape[-1])
-        return network.apply({"params": params}, x, context)
+        return pure(conditioner(transformer.num_params, x.shape[-1]))[1](params, x, context)
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
-        return conditioner(transformer.num_params, x.shape[-1]).init(key, x, context)["params"]
+        return pure(conditioner(transformer.num_params, x.shape[-1]))[0](key, x, context)
 
     def apply(params: Params, x: Array, context: Array | None = None):
         y, log_det = transformer.apply(raw(params, x, context), x)

@@ -75,10 +75,12 @@ def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
     def compose(directions: list[tuple[TransformFn, int]]) -> TransformFn:
         def transform(params: Params, x: Array, context: Array | None = None):
             _check_entries("chain", params, len(flows))
-            log_det = jnp.zeros(x.shape[: x.ndim - event_ndims], x.dtype) if not flows else 0
+            log_det = None
             for direction, i in directions:
                 x, term = direction(params[i], x, context)
-                log_det = log_det + term
+                log_det = term if log_det is None else log_det + term
+            if log_det is None:
+                log_det = jnp.zeros(x.shape[: x.ndim - event_ndims], x.dtype)
             return x, log_det
 
         return transform

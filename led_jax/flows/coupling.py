@@ -9,8 +9,9 @@ from jax import Array
 from led_jax.flows import masks
 from led_jax.flows.base import Flow, Params, TransformFn, chain, flatten, repeat
 from led_jax.flows.conditioners import Conditioner, mlp
-from led_jax.flows.permutations import permute
+from led_jax.flows.permutations import permute, permute_by
 from led_jax.flows.transformers import Transformer, affine
+from led_jax.modules import pure
 
 
 def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transformer = affine) -> Flow:
@@ -79,7 +80,8 @@ def real_nvp(
     identity = np.arange(size)
     orders = np.stack([identity, *orders, identity])
     steps = np.stack([np.argsort(a)[b] for a, b in zip(orders, orders[1:], strict=False)])
-    stack = repeat(lambda step: chain(permute(step), layer), depth, steps[:-1])
+    constants = steps[:-1], np.argsort(steps[:-1])
+    stack = repeat(lambda orders: chain(permute_by(*orders), layer), depth, constants)
     return flatten(chain(stack, permute(steps[-1])), event_shape)
 
 
@@ -110,15 +112,15 @@ def _couple_halves(num_passing: int, conditioner: Conditioner, transformer: Tran
     """A coupling on vectors whose first `num_passing` entries pass unchanged."""
 
     def network(x: Array):
-        return conditioner(transformer.num_params, x.shape[-1] - num_passing)
+        return pure(conditioner(transformer.num_params, x.shape[-1] - num_passing))
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
-        return network(x).init(key, x[..., :num_passing], context)["params"]
+        return network(x)[0](key, x[..., :num_passing], context)
 
     def couple(transform) -> TransformFn:
         def fn(params: Params, x: Array, context: Array | None = None):
             passing, rest = x[..., :num_passing], x[..., num_passing:]
-            raw = network(x).apply({"params": params}, passing, context)
+            raw = network(x)[1](params, passing, context)
             rest, log_det = transform(raw, rest)
             return jnp.concatenate([passing, rest], -1), log_det.sum(-1)
 

@@ -14,16 +14,19 @@ def permute(order: np.ndarray | Array) -> Flow:
       order: a permutation of 0..D-1, as integers `[D]`.
 
     Raises:
-      ValueError: if a NumPy `order` is not a permutation (a traced one is not checked).
+      ValueError: if `order` is a NumPy array and not a permutation; a traced one is trusted.
     """
-    if isinstance(order, np.ndarray):
-        if sorted(order.tolist()) != list(range(order.size)):
-            raise ValueError(f"permute: expected a permutation of 0..{order.size - 1}, got {order}")
-        if (order == np.arange(order.size)).all():
-            return _reorder(lambda x: x, lambda y: y)
-        inverse_order = np.argsort(order)
-    else:
-        inverse_order = jnp.argsort(order)
+    if not isinstance(order, np.ndarray):
+        return permute_by(order, jnp.argsort(order))
+    if sorted(order.ravel().tolist()) != list(range(order.size)) or order.ndim != 1:
+        raise ValueError(f"permute: expected a permutation of 0..{order.size - 1}, got {order}")
+    if (order == np.arange(order.size)).all():
+        return _reorder(lambda x: x, lambda y: y)
+    return permute_by(order, np.argsort(order))
+
+
+def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> Flow:
+    """`permute` with the inverse given, so that a traced order needs no sorting; trusts both."""
 
     def take(x: Array, indices) -> Array:
         if x.shape[-1] != len(indices):

@@ -1,0 +1,28 @@
+"""Flax modules as pairs of pure functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+from jax import Array
+
+
+def pure(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Array]]:
+    """The functions of a module that holds parameters only.
+
+    Args:
+      module: a module whose call returns one array.
+
+    Returns:
+      `init(key, *args) -> params` and `apply(params, *args) -> output`.
+    """
+
+    def init(key: Array, *args: Any) -> Any:
+        return module.init(key, *args).get("params", {})
+
+    def apply(params: Any, *args: Any) -> Array:
+        output = module.apply({"params": params}, *args)
+        assert not isinstance(output, tuple)
+        return output
+
+    return init, apply

@@ -1,0 +1,48 @@
+"""The absl binaries as a user runs them: in processes of their own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+TINY = "--epochs=2 --latent_dim=3 --prior_depth=1 --prior_hidden=4 --nll_samples=5".split()
+
+
+def launch(module, *args, cwd):
+    command = [sys.executable, "-m", f"experiments.{module}", *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
+    trained = launch("train", *TINY, "--workdir=run", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads(trained.stdout.splitlines()[-1])
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text())
+    evaluated = launch(
+        "evaluate", "--workdir=run", "--split=test", "--nll_samples=5", cwd=tmp_path
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout.splitlines()[-1])["nll"] == result["nll"]
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "message"),
+    [
+        ("train", ["--prior_depth=-1"], "--prior_depth must be 0 or more, got -1"),
+        ("train", ["--prior_hidden=a,3"], "--prior_hidden must be positive widths"),
+        ("train", ["--network=foo"], "value should be one of <mlp>"),
+        ("train", ["--dataset=binarized_mnist", "--data_dir=absent"], "absent"),
+        ("train", ["stray"], "unknown arguments: stray"),
+        ("evaluate", ["--workdir=absent"], "not a run's directory"),
+        ("sweep", ["--workdir=w", "--table=7"], "--table must be one of"),
+        ("sweep", ["--workdir=w", "--columns=cnn"], "--columns of table 1 are"),
+        ("sweep", ["--workdir=w", "--seeds=x"], "--seeds must be whole numbers"),
+    ],
+)
+def test_a_wrong_flag_is_one_clear_line(tmp_path, module, args, message):
+    process = launch(module, *args, cwd=tmp_path)
+    assert process.returncode != 0
+    assert message in process.stdout + process.stderr
+    assert "Traceback" not in process.stderr
+    assert not any(tmp_path.rglob("*.json"))

@@ -1,0 +1,99 @@
+import dataclasses
+import json
+
+import pytest
+
+from experiments.config import Config, build_led, check_workdir, read_config, write_json
+from led_jax import data
+
+
+def test_epochs_default_to_the_data_set():
+    assert Config().epochs < Config(dataset="binarized_mnist").epochs
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("prior_depth", -1, "--prior_depth must be 0 or more, got -1"),
+        ("posterior_depth", -2, "--posterior_depth must be 0 or more, got -2"),
+        ("latent_dim", 0, "--latent_dim must be positive, got 0"),
+        ("epochs", -5, "--epochs must be positive, got -5"),
+        ("batch_size", 0, "--batch_size must be positive, got 0"),
+        ("learning_rate", 0.0, "--learning_rate must be positive, got 0.0"),
+        ("learning_rate", float("nan"), "--learning_rate must be positive, got nan"),
+        ("nll_samples", 0, "--nll_samples must be positive, got 0"),
+        ("seed", -1, "--seed must be 0 or more, got -1"),
+        ("clip_norm", -1.0, "--clip_norm must be 0 or more"),
+        ("network", "transformer", "--network must be one of mlp, got 'transformer'"),
+        ("prior", "maf", "--prior must be one of nvp, got 'maf'"),
+        ("posterior", "planar", "--posterior must be one of made, nvp, got 'planar'"),
+        ("binarize", "sometimes", "--binarize must be one of static, dynamic"),
+        ("warmup", 1.0, "--warmup must be in"),
+        ("kl_warmup", -0.1, "--kl_warmup must be in"),
+    ],
+)
+def test_a_wrong_field_is_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**{field: value})
+
+
+def test_every_combination_of_flows_builds_at_depth_zero_and_one():
+    digits = data.load("digits")
+    for posterior in ("made", "nvp"):
+        for depth in (0, 1):
+            config = Config(
+                posterior=posterior,
+                posterior_depth=depth,
+                prior_depth=depth,
+                posterior_hidden=(8,),
+                prior_hidden=(8,),
+                posterior_context=3 * depth,
+                latent_dim=4,
+            )
+            assert build_led(config, digits).posterior is not None
+
+
+def test_the_record_is_read_back(tmp_path):
+    config = Config(prior_hidden=(7, 3), seed=5)
+    write_json(tmp_path / "config.json", vars(config))
+    assert read_config(tmp_path) == config
+    check_workdir(config, tmp_path)
+    check_workdir(dataclasses.replace(config, nll_samples=7, data_dir="elsewhere"), tmp_path)
+
+
+def test_another_configurations_workdir_is_refused_by_name(tmp_path):
+    write_json(tmp_path / "config.json", vars(Config()))
+    other = Config(seed=1, prior_depth=2)
+    with pytest.raises(ValueError, match="--prior_depth is 4 there and 2 here; --seed is 0 there"):
+        check_workdir(other, tmp_path)
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="not a run's directory"):
+        check_workdir(Config(), tmp_path)
+    with pytest.raises(ValueError, match="is not a directory"):
+        check_workdir(Config(), tmp_path / "thesis.tex")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"epochs": "many"}', '{"colour": 3}'])
+def test_a_broken_record_is_an_error_that_names_the_file(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json is not a run's configuration"):
+        read_config(tmp_path)
+
+
+def test_the_command_says_what_differs_from_the_defaults():
+    config = Config(dataset="binarized_mnist", data_dir="secret", prior_hidden=(5, 6), seed=3)
+    assert config.to_command() == (
+        "python -m experiments.train --dataset=binarized_mnist --prior_hidden=5,6 --seed=3"
+    )
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

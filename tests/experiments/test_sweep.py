@@ -1,0 +1,72 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import sweep as sweep_module
+from experiments.config import Config
+from experiments.sweep import TABLES, Cell, sweep, to_markdown
+
+TINY = Config(epochs=1, latent_dim=3, prior_depth=0, prior_hidden=(4,), nll_samples=3)
+
+
+def cell(depth, nll):
+    return Cell(depth, nll, dataclasses.replace(TINY, prior_depth=depth))
+
+
+SMALL = {"a": [cell(0, 30.0), cell(1, 29.0)], "b": [cell(0, 30.0)]}
+
+
+def test_the_table_is_the_papers():
+    paper = {name: [cell.paper_nll for cell in cells] for name, cells in TABLES[1].items()}
+    assert paper["mlp_prior"] == [90.78, 88.07, 87.47, 86.59]
+    assert paper["mlp_posterior"] == [90.78, 88.89, 88.71, 88.70]
+    for cells in TABLES[1].values():
+        assert [cell.depth for cell in cells] == [0, 4, 8, 12]
+
+
+def test_cells_are_trained_once_and_skipped_when_done(tmp_path, monkeypatch):
+    results = sweep(SMALL, [0, 1], tmp_path)
+    assert [(r["prior_depth"], r["seed"]) for r in results] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert results[0]["columns"] == ["a", "b"] and results[2]["columns"] == ["a"]
+    assert [r["paper_nll"] for r in results] == [30.0, 30.0, 29.0, 29.0]
+
+    def fail(*args):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("experiments.run.fit", fail)
+    assert sweep(SMALL, [0, 1], tmp_path) == results
+
+
+def test_markdown_shows_ours_beside_the_papers(tmp_path):
+    results = sweep(SMALL, [0, 1], tmp_path)
+    lines = to_markdown(SMALL, results).splitlines()
+    rows = [[part.strip() for part in line.split("|")] for line in lines if line.startswith("| ")]
+    assert [row[1:4] for row in rows[1:]] == [
+        ["a", "0", "30.00"],
+        ["a", "1", "29.00"],
+        ["b", "0", "30.00"],
+    ]
+    mean = np.mean([r["nll"] for r in results if r["prior_depth"] == 0])
+    assert float(rows[1][4]) == pytest.approx(mean, abs=0.006)
+    assert any("python -m experiments.train" in line for line in lines)
+
+
+def test_another_setting_in_the_same_directory_is_refused(tmp_path):
+    sweep({"b": SMALL["b"]}, [0], tmp_path)
+    with pytest.raises(ValueError, match="--epochs is 1 there and 2 here"):
+        sweep({"b": SMALL["b"]}, [0], tmp_path, epochs=2)
+
+
+def test_main_writes_the_table(tmp_path, monkeypatch, capsys):
+    from absl import flags
+
+    monkeypatch.setattr(sweep_module, "TABLES", {1: SMALL})
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(["sweep", f"--workdir={tmp_path}", "--columns=b"])
+    sweep_module.main(["sweep"])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed == json.loads((tmp_path / "table1.json").read_text())
+    assert (tmp_path / "table1.md").read_text().startswith("| column")
+    assert (tmp_path / "table1.png").stat().st_size > 1000
