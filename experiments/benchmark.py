@@ -58,7 +58,7 @@ _PEERS = flags.DEFINE_list("peers", list(PEERS), f"Libraries beside: {', '.join(
 _ROWS = flags.DEFINE_integer("rows", 10_000, "Images an epoch; a step takes 100.", 100)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side, after one to warm up.", 1)
 _NLL_ROWS = flags.DEFINE_integer(
-    "nll_rows", 200, "Images whose NLL is estimated, of 10,000.", 10, TEST_ROWS
+    "nll_rows", 200, "Images whose NLL is estimated, of 10,000.", 40, TEST_ROWS
 )
 _OUTPUT = flags.DEFINE_string("output", "", "FILE.json to write, beside FILE.md.")
 for _name, _known in (("cells", CELLS), ("peers", PEERS)):
@@ -242,7 +242,7 @@ def nll_time(rows: int, rounds: int, sgemm_shape: tuple[int, int, int]) -> dict[
     def estimate(x: np.ndarray) -> objectives.NLL:
         return objectives.nll(led, params, key, x, _NLL_SAMPLES)
 
-    estimate(x[:10])  # compiles the program for batches of this size
+    estimate(x[:40])  # compiles the program for batches of this size
     medians = _round_robin(
         {"nll": _timed(lambda: estimate(x)), "sgemm": sgemm_gflops(sgemm_shape)},
         rounds if rows < TEST_ROWS else 1,  # A whole run is long enough to average by itself.

@@ -64,6 +64,8 @@ class Config:
         for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise ValueError(f"--seed must be less than 2**32, got {self.seed}")
         for field in dataclasses.fields(self):
             choices = field.metadata["choices"]
             if choices and getattr(self, field.name) not in choices:
@@ -107,6 +109,7 @@ def build_led(config: Config, dataset: Dataset) -> LED:
             config.posterior_depth,
             hidden=config.posterior_hidden,
             context_dim=context_dim,
+            seed=1000,  # Other masks than the prior's.
         )
     prior = flows.real_nvp(latent_shape, config.prior_depth, hidden=config.prior_hidden)
     return LED(
@@ -142,6 +145,8 @@ def config_from_flags(workdir: pathlib.Path) -> Config:
         flag = flags.FLAGS[field.name]
         if flag.present:
             value: Any = flag.value
+            if field.name == "data_dir" and value:  # The run may go on from another directory.
+                value = str(pathlib.Path(value).expanduser().resolve())
             widths = isinstance(field.default, tuple)
             given[field.name] = _parse_widths(field.name, value) if widths else value
     return dataclasses.replace(
@@ -180,22 +185,39 @@ def read_config(workdir: pathlib.Path) -> Config | None:
     if not path.exists():
         if workdir.exists() and not workdir.is_dir():
             raise ValueError(f"--workdir={workdir} is not a directory")
-        if workdir.is_dir() and any(workdir.iterdir()):
+        if workdir.is_dir() and any(entry.suffix != ".tmp" for entry in workdir.iterdir()):
             raise ValueError(
                 f"{workdir} has files in it but no config.json: it is not a run's directory. Name "
                 "an empty or a new --workdir"
             )
         return None
     try:
-        return Config(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return Config(**(read_json(path) or {}))
+    except TypeError as error:
         raise ValueError(f"{path} is not a run's configuration: {error}") from error
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if there is no such file.
+
+    Raises:
+      ValueError: if the file holds anything else.
+    """
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} cannot be read: expected an object, got {type(value).__name__}")
+    return value
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
     os.replace(temporary, path)
 
 

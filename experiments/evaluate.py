@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
             data_dir=_DATA_DIR.value or config.data_dir,
         )
         led, dataset, best = load_run(config, workdir)
+        if dataset.dynamic and _SPLIT.value == "train":
+            raise ValueError("--split=train has no NLL where it is binarized afresh every epoch")
         estimate = estimate_nll(led, best.params, getattr(dataset, _SPLIT.value), config)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -5,6 +5,7 @@ import json
 import pathlib
 import statistics
 import time
+import zlib
 from typing import Any
 
 import jax
@@ -13,9 +14,10 @@ import numpy as np
 import optax
 import tensorboardX
 import tqdm
+from jax import Array
 
 from experiments import provenance
-from experiments.config import Config, build_led, check_workdir, write_json
+from experiments.config import Config, build_led, check_workdir, read_json, write_json
 from led_jax import checkpoints, data, objectives, plots, training
 from led_jax.data import Dataset
 from led_jax.model import LED
@@ -40,14 +42,16 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """
     check_workdir(config, workdir)
     result_path = workdir / "result.json"
-    if result_path.exists():
-        return json.loads(result_path.read_text())
+    result = read_json(result_path)
+    if result is not None and result["nll_samples"] == config.nll_samples:
+        return result
     dataset = load_data(config)
     led = build_led(config, dataset)
+    optimizer = make_optimizer(config, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", vars(config))
 
-    best, log = fit(config, led, dataset, workdir)
+    best, log = fit(config, led, optimizer, dataset, workdir)
     best_record = max(log["history"], key=lambda record: record["valid_elbo"])
     estimate = estimate_nll(led, best.params, dataset.test, config)
     draw_pictures(config, led, best.params, dataset, log["history"], workdir)
@@ -88,7 +92,11 @@ def load_data(config: Config) -> Dataset:
 
 
 def fit(
-    config: Config, led: LED, dataset: Dataset, workdir: pathlib.Path
+    config: Config,
+    led: LED,
+    optimizer: optax.GradientTransformation,
+    dataset: Dataset,
+    workdir: pathlib.Path,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains from the newest checkpoint in `workdir`, or from scratch.
 
@@ -96,7 +104,6 @@ def fit(
       The state with the best validation ELBO, and the log: "history" (a record an evaluation),
       "epoch_seconds", "compile_seconds" and "seconds_train".
     """
-    optimizer = make_optimizer(config, dataset)
     train_rows, valid_rows = jnp.asarray(dataset.train), jnp.asarray(dataset.valid)
     key = jax.random.key(config.seed)
     fingerprint = data.fingerprint(dataset)
@@ -116,8 +123,7 @@ def fit(
         }
     else:
         state, best, log = restored
-        if log["fingerprint"] != fingerprint:
-            raise ValueError(f"{workdir} was trained on other data than {config.dataset} now holds")
+        _check_fingerprint(log, fingerprint, workdir)
         state, best = jax.device_put((state, best))
     first_epoch = int(state.epoch)
     if first_epoch == config.epochs:
@@ -156,20 +162,18 @@ def fit(
             train_elbo = float(train_terms.bound)
             log["epoch_seconds"].append(time.perf_counter() - epoch_start)
             bar.update()
-            if not np.isfinite(train_elbo):
-                raise FloatingPointError(
-                    f"the ELBO is {train_elbo} in epoch {epoch}; the last good checkpoint is in "
-                    f"{directory}. Try a lower --learning_rate, or --clip_norm"
-                )
+            _check_finite("training", train_elbo, epoch)
             if epoch % eval_every and epoch != config.epochs:
                 continue
-            terms = evaluate(state.params, jax.random.fold_in(key, epoch), valid_rows)
+            valid_key = jax.random.fold_in(stream(config, "validation"), epoch)
+            terms = evaluate(state.params, valid_key, valid_rows)
             record = {
                 "epoch": epoch,
                 "train_elbo": train_elbo,
                 "valid_elbo": float(terms.bound),
                 **{name: float(value) for name, value in terms._asdict().items()},
             }
+            _check_finite("validation", record["valid_elbo"], epoch)
             log["history"].append(record)
             if record["valid_elbo"] > best_elbo:
                 best_elbo, best = record["valid_elbo"], jax.tree.map(jnp.copy, state)
@@ -184,6 +188,27 @@ def fit(
                 checkpoints.save(directory, state, best, log)
                 saved = now
     return best, log
+
+
+def stream(config: Config, name: str) -> Array:
+    """The key of a run's randomness outside training, one for each name."""
+    return jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+
+
+def _check_fingerprint(log: dict[str, Any], fingerprint: str, workdir: pathlib.Path) -> None:
+    if log["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{workdir} was trained on other data than --dataset and --data_dir now give; files "
+            "and tensorflow-datasets hold binarized_mnist in different orders"
+        )
+
+
+def _check_finite(split: str, elbo: float, epoch: int) -> None:
+    if not np.isfinite(elbo):
+        raise FloatingPointError(
+            f"the {split} ELBO is {elbo} in epoch {epoch}. Start again in a new --workdir with a "
+            "lower --learning_rate, or with --clip_norm"
+        )
 
 
 def make_optimizer(config: Config, dataset: Dataset) -> optax.GradientTransformation:
@@ -221,21 +246,19 @@ def load_run(config: Config, workdir: pathlib.Path) -> tuple[LED, Dataset, Train
     restored = checkpoints.restore(workdir / "checkpoints", like)
     if restored is None:
         raise ValueError(f"{workdir} has no checkpoint yet")
+    _check_fingerprint(restored[2], data.fingerprint(dataset), workdir)
     return led, dataset, jax.device_put(restored[1])
 
 
-def estimate_nll(
-    led: LED, params: Any, split: np.ndarray, config: Config, batch_size: int = 10
-) -> objectives.NLL:
+def estimate_nll(led: LED, params: Any, split: np.ndarray, config: Config) -> objectives.NLL:
     """The importance-sampled NLL of a split, with a progress bar."""
     with tqdm.tqdm(total=len(split), unit="image", desc="nll") as bar:
         return objectives.nll(
             led,
             params,
-            jax.random.key(config.seed),
+            stream(config, "nll"),
             split,
             config.nll_samples,
-            batch_size=batch_size,
             progress=bar.update,
         )
 
@@ -249,13 +272,15 @@ def draw_pictures(
     workdir: pathlib.Path,
 ) -> None:
     """Writes samples.png, reconstructions.png and curves.png."""
-    z_key, reconstruct_key = jax.random.split(jax.random.key(config.seed))
+    z_key, reconstruct_key = jax.random.split(stream(config, "pictures"))
     z, _ = led.prior.sample_and_log_prob(params["prior"], z_key, (100,))
     samples = led.decoder.mean(params["decoder"], z)
     images = jnp.asarray(dataset.valid[:50], jnp.float32)
     reconstructions = led.reconstruct(params, reconstruct_key, images)
-    # Rows of ten images, each above its reconstruction.
-    pairs = jnp.stack([images.reshape(5, 10, -1), reconstructions.reshape(5, 10, -1)], 1)
+    # Rows of ten images, each row above its reconstructions.
+    blank = jnp.zeros((-len(images) % 10, images.shape[1]))
+    rows = (jnp.concatenate([half, blank]) for half in (images, reconstructions))
+    pairs = jnp.stack([half.reshape(-1, 10, images.shape[1]) for half in rows], 1)
     for name, pixels in (("samples", samples), ("reconstructions", pairs)):
         plots.image_grid(
             workdir / f"{name}.png", np.asarray(pixels.reshape(-1, *dataset.image_shape)), 10

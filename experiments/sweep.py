@@ -4,13 +4,15 @@ r"""Trains the cells of a table of the paper, and writes the table beside the pa
         --workdir=DIR
 
 Cells already finished in the work directory are not trained again, stopped ones go on. Writes
-tableN.json (a list of experiments.train's objects), tableN.md and tableN.png into it.
+tableN.json (a list of experiments.train's objects), tableN.md and tableN.png into it. The last line
+on standard output is one JSON object with that list as its "results".
 """
 
 import dataclasses
 import json
 import pathlib
 import statistics
+import sys
 from typing import Any, NamedTuple
 
 import tqdm
@@ -92,7 +94,7 @@ def sweep(
                 runs.setdefault(name, (cell, config, []))[2].append(column)
     results = []
     for name, (cell, config, columns) in runs.items():
-        tqdm.tqdm.write(f"== {name}")
+        tqdm.tqdm.write(f"== {name}", file=sys.stderr)
         result = run(config, workdir / name)
         results.append(result | {"paper_nll": cell.paper_nll, "columns": columns})
     return results
@@ -113,13 +115,15 @@ def to_markdown(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> 
                 f"| {cell.paper_nll - nll:.2f} | {len(runs)} | {runs[0]['epochs']} "
                 f"| {runs[0]['nll_samples']} |"
             )
-    first = results[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    origins = {
+        f"{r['hardware']}; {', '.join(f'{k} {v}' for k, v in r['versions'].items())}; {r['date']}."
+        for r in results
+    }
     lines += [
         "",
         "Test NLL in nats on statically binarized MNIST, lower is better, importance-sampled; the "
-        "standard error is over the 10,000 test images (seeds share them). "
-        f"Hardware: {first['hardware']}. Versions: {versions}. Date: {first['date']}.",
+        "standard error is over the 10,000 test images (seeds share them).",
+        *sorted(origins),
         "",
         "Commands:",
         "",
@@ -170,7 +174,7 @@ def main(argv: list[str]) -> None:
         depths, paper = [cell.depth for cell in cells], [cell.paper_nll for cell in cells]
         columns[column] = (depths, nlls, errors, paper)
     plots.depth_curves(workdir / f"{name}.png", columns)
-    print(json.dumps(results))
+    print(json.dumps({"table": _TABLE.value, "results": results}))
 
 
 def _select(table: int, columns: list[str]) -> dict[str, list[Cell]]:
@@ -185,8 +189,9 @@ def _select(table: int, columns: list[str]) -> dict[str, list[Cell]]:
 
 
 def _parse_seeds(values: list[str]) -> list[int]:
-    if not values or not all(value.strip().isdecimal() for value in values):
-        raise ValueError(f"--seeds must be whole numbers from 0, got {','.join(values)!r}")
+    distinct = {value.strip() for value in values}
+    if not values or len(distinct) < len(values) or not all(map(str.isdecimal, distinct)):
+        raise ValueError(f"--seeds must be different whole numbers, got {','.join(values)!r}")
     return [int(value) for value in values]
 
 

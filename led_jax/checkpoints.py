@@ -62,6 +62,8 @@ def restore(
             return None
         try:
             restored = manager.restore(step, args=items)
+            for name in ("last", "best"):
+                jax.tree.map(_check_shape, target, restored[name])
         except (ValueError, KeyError, OSError) as error:
             raise ValueError(
                 f"checkpoint {directory / str(step)} cannot be read as a run of this "
@@ -79,6 +81,14 @@ def _manager(directory: pathlib.Path) -> ocp.CheckpointManager:
         max_to_keep=_KEEP, create=True, enable_async_checkpointing=False
     )
     return ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+def _check_shape(expected: Any, actual: Any) -> None:
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        raise ValueError(
+            f"expected an array {expected.dtype}{list(expected.shape)}, "
+            f"it holds {actual.dtype}{list(actual.shape)}"
+        )
 
 
 def _to_host(state: TrainState) -> TrainState:

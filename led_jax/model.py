@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -69,7 +70,12 @@ class LED(NamedTuple):
         return {"encoder": encoder, "posterior": posterior, "prior": prior, "decoder": decoder}
 
     def elbo(
-        self, params: Params, key: Array, x: Array, sample_shape: tuple[int, ...] = ()
+        self,
+        params: Params,
+        key: Array,
+        x: Array,
+        sample_shape: tuple[int, ...] = (),
+        encoding: Encoding | None = None,
     ) -> Elbo:
         """One-sample estimates of the bound's terms, eq. 5.
 
@@ -78,20 +84,25 @@ class LED(NamedTuple):
           key: PRNG key for z'.
           x: data `[..., *x_shape]`.
           sample_shape: shape of independent draws of z for every x; x is encoded only once.
+          encoding: the encoder's output for x, where it is at hand.
 
         Returns:
           `Elbo` of arrays `[*sample_shape, ...]`.
         """
-        z, log_posterior = self._posterior_sample(params, key, x, sample_shape)
-        return Elbo(
+        if encoding is None:
+            encoding = self.encoder.apply(params["encoder"], x)
+        z, log_posterior = self._posterior_sample(params, key, encoding, sample_shape)
+        terms = Elbo(
             log_likelihood=self.decoder.log_prob(params["decoder"], z, x),
             log_prior=self.prior.log_prob(params["prior"], z),
             log_posterior=log_posterior,
         )
+        chex.assert_equal_shape(terms)
+        return terms
 
     def encode(self, params: Params, key: Array, x: Array) -> Array:
         """A draw z ~ q(z|x), `[..., *latent_shape]`, for x `[..., *x_shape]`."""
-        return self._posterior_sample(params, key, x, ())[0]
+        return self._posterior_sample(params, key, self.encoder.apply(params["encoder"], x))[0]
 
     def reconstruct(self, params: Params, key: Array, x: Array) -> Array:
         """The decoder's mean at a draw z ~ q(z|x), in the shape of x `[..., *x_shape]`."""
@@ -104,9 +115,8 @@ class LED(NamedTuple):
         return self.decoder.sample(params["decoder"], decoder_key, z)
 
     def _posterior_sample(
-        self, params: Params, key: Array, x: Array, sample_shape: tuple[int, ...]
+        self, params: Params, key: Array, encoding: Encoding, sample_shape: tuple[int, ...] = ()
     ) -> tuple[Array, Array]:
-        encoding: Encoding = self.encoder.apply(params["encoder"], x)
         mean, log_std, context = encoding
         noise = jax.random.normal(key, (*sample_shape, *mean.shape), mean.dtype)
         z, log_det = self.posterior.apply(

@@ -96,7 +96,7 @@ def nll(
     x: np.ndarray | Array,
     num_samples: int = 5000,
     *,
-    batch_size: int = 10,
+    batch_size: int = 40,
     samples_per_chunk: int = 100,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> NLL:
@@ -160,9 +160,11 @@ def _sum_weights(
     led: LED, num_samples: int, samples_per_chunk: int, params: Params, key: Array, x: Array
 ) -> _Weights:
     x = x.astype(jnp.result_type(float))
+    encoding = led.encoder.apply(params["encoder"], x)
 
     def add_chunk(sums: _Weights, i: Array) -> tuple[_Weights, None]:
-        terms = led.elbo(params, jax.random.fold_in(key, i), x, (samples_per_chunk,))
+        chunk_key = jax.random.fold_in(key, i)
+        terms = led.elbo(params, chunk_key, x, (samples_per_chunk,), encoding)
         wanted = i * samples_per_chunk + jnp.arange(samples_per_chunk) < num_samples
         wanted = wanted.reshape(-1, *(1,) * (terms.bound.ndim - 1))
         log_weights = jnp.where(wanted, terms.bound, -jnp.inf)

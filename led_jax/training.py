@@ -46,9 +46,9 @@ def adam(
       warmup_steps: steps until the rate is at its peak.
       clip_norm: largest global norm of the gradient; None does not clip.
     """
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, num_steps)
-    if not warmup_steps:
-        schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
+    # Without a warm-up the first step already has the peak rate.
+    start = 0.0 if warmup_steps else learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(start, learning_rate, warmup_steps, num_steps)
     optimizer = optax.adam(schedule)
     return (
         optimizer
@@ -81,11 +81,29 @@ def train_step(
     key: Array,
     x: Array,
     kl_weight: Array | float = 1.0,
+    axis_name: str | None = None,
 ) -> tuple[Params, optax.OptState, Elbo]:
-    """One update on a batch x `[n, *x_shape]`; returns the batch means of the bound's terms."""
+    """One update on a batch, written for one device.
+
+    Args:
+      led: the model.
+      optimizer: the optimizer.
+      params: parameters.
+      opt_state: the optimizer's state.
+      key: PRNG key of the step, on each device its own.
+      x: the device's part of the batch, `[n, *x_shape]`.
+      kl_weight: weight of the KL, see `objectives.negative_elbo`.
+      axis_name: mapped axis over whose devices gradients and terms are averaged; None for one
+        device alone.
+
+    Returns:
+      The new parameters and optimizer state, and the batch means of the bound's terms.
+    """
     gradient, terms = jax.grad(
         lambda params: negative_elbo(led, params, key, x, kl_weight), has_aux=True
     )(params)
+    if axis_name is not None:
+        gradient, terms = jax.lax.pmean((gradient, terms), axis_name)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, terms
 
@@ -114,7 +132,7 @@ def make_epoch(
 
     @partial(jax.jit, donate_argnums=0)
     def epoch(state: TrainState, data: Array) -> tuple[TrainState, Elbo]:
-        num_steps = len(data) // batch_size
+        num_steps, dtype = len(data) // batch_size, jnp.result_type(float)
         if not num_steps:
             raise ValueError(
                 f"epoch: expected at least batch_size={batch_size} rows, got {len(data)}"
@@ -126,9 +144,9 @@ def make_epoch(
             params, opt_state = carry
             i, rows = inputs
             key, binarize_key = jax.random.split(jax.random.fold_in(step_key, i))
-            x = data[rows].astype(jnp.float32)
+            x = data[rows].astype(dtype)
             if dynamic:
-                x = jax.random.bernoulli(binarize_key, x / 255).astype(jnp.float32)
+                x = jax.random.bernoulli(binarize_key, x / 255).astype(dtype)
             kl_weight = 1.0
             if kl_warmup:
                 kl_weight = jnp.minimum(1.0, (state.epoch + i / num_steps) / kl_warmup)
@@ -160,17 +178,12 @@ def make_evaluate(led: LED, batch_size: int = 1000) -> Callable[[Params, Array, 
     def evaluate(params: Params, key: Array, data: Array) -> Elbo:
         def terms(args: tuple[Array, Array]) -> Elbo:
             i, x = args
-            return led.elbo(params, jax.random.fold_in(key, i), x.astype(jnp.float32))
+            return led.elbo(params, jax.random.fold_in(key, i), x.astype(jnp.result_type(float)))
 
         size = min(batch_size, len(data))
         whole = len(data) // size
-        parts = [
-            jax.lax.map(
-                terms,
-                (jnp.arange(whole), data[: whole * size].reshape(whole, size, *data.shape[1:])),
-            )
-        ]
-        parts = [jax.tree.map(jnp.ravel, parts[0])]
+        batches = data[: whole * size].reshape(whole, size, *data.shape[1:])
+        parts = [jax.tree.map(jnp.ravel, jax.lax.map(terms, (jnp.arange(whole), batches)))]
         if len(data) % size:
             parts.append(terms((jnp.array(whole), data[whole * size :])))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves).mean(), *parts)

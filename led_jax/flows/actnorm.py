@@ -10,7 +10,8 @@ def actnorm(event_ndims: int = 1) -> Flow:
     """Y = (x + shift) e^log_scale, entry by entry.
 
     Kingma and Dhariwal (2018), section 3.1, https://arxiv.org/abs/1807.03039. `init` sets mean 0
-    and variance 1 over the batch axes of its `x`; without batch axes it starts as the identity.
+    and variance 1 over the batch axes of its `x`; without batch axes it starts as the identity. A
+    density flow is initialised with data: there `invert(actnorm())` is what normalises them.
 
     Args:
       event_ndims: number of event axes.

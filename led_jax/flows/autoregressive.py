@@ -29,13 +29,25 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
 
     Returns:
       A flow on vectors.
+
+    Raises:
+      ValueError: (from the flow's functions) if the conditioner is not autoregressive.
     """
 
+    def network(x: Array):
+        module = conditioner(transformer.num_params, x.shape[-1])
+        if not getattr(module, "is_autoregressive", False):
+            raise ValueError(
+                f"autoregressive: {type(module).__name__} is no autoregressive network; take "
+                "made(...), or a module whose class says is_autoregressive = True"
+            )
+        return pure(module)
+
     def raw(params: Params, x: Array, context: Array | None) -> Array:
-        return pure(conditioner(transformer.num_params, x.shape[-1]))[1](params, x, context)
+        return network(x)[1](params, x, context)
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
-        return pure(conditioner(transformer.num_params, x.shape[-1]))[0](key, x, context)
+        return network(x)[0](key, x, context)
 
     def apply(params: Params, x: Array, context: Array | None = None):
         y, log_det = transformer.apply(raw(params, x, context), x)
@@ -57,10 +69,10 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
 def iaf(
     event_shape: tuple[int, ...],
     depth: int,
-    *,
     hidden: Sequence[int] = (512, 512),
-    transformer: Transformer | None = None,
     context_dim: int | None = None,
+    *,
+    transformer: Transformer | None = None,
 ) -> Flow:
     """A stack of inverse autoregressive layers with MADE conditioners.
 
@@ -71,9 +83,9 @@ def iaf(
       event_shape: shape of the event, read in row-major order.
       depth: number of layers; 0 gives the identity.
       hidden: widths of each MADE's hidden layers.
+      context_dim: width of the context that every MADE reads; None ignores any context.
       transformer: elementwise map of each layer. The default is `gate` with a bias for which a
         fresh stack halves its input, at every depth.
-      context_dim: width of the context that every MADE reads; None ignores any context.
 
     Returns:
       A flow on events of the given shape.

@@ -7,6 +7,7 @@ layer starts at zero, so that a fresh layer is the identity or close to it.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -72,7 +73,7 @@ class MLP(nn.Module):
         for i, width in enumerate(self.hidden):
             h = dense(width, kernel_init=nn.initializers.he_normal())(h)
             if i == 0 and self.context_dim is not None:
-                h = h + _ContextDense(width, self.context_dim)(context, x.dtype)
+                h = _ContextDense(self.context_dim)(h, context)
             h = self.activation(h)
         h = dense(self.num_params * self.size, kernel_init=nn.initializers.zeros)(h)
         return h.reshape(*h.shape[:-1], self.num_params, self.size)
@@ -80,6 +81,8 @@ class MLP(nn.Module):
 
 class MADE(nn.Module):
     """See `made`."""
+
+    is_autoregressive: ClassVar[bool] = True
 
     num_params: int
     size: int
@@ -99,7 +102,7 @@ class MADE(nn.Module):
             hidden_degrees = masks.hidden_degrees(width, self.size, lowest=lowest)
             h = _MaskedDense(degrees, hidden_degrees, gain=2.0)(h)[..., 0, :]
             if i == 0 and self.context_dim is not None:
-                h = h + _ContextDense(width, self.context_dim)(context, x.dtype)
+                h = _ContextDense(self.context_dim)(h, context)
             h, degrees = self.activation(h), hidden_degrees
         return _MaskedDense(degrees, np.arange(self.size), self.num_params)(h)
 
@@ -108,7 +111,7 @@ class _MaskedDense(nn.Module):
     """y_j = b_j + sum of w_ij x_i over the i with in_degrees[i] <= out_degrees[j].
 
     Degrees ascend, so the mask is block-triangular: the product is computed in blocks of columns,
-    each reading the rows that its last column needs. Other weights are not even stored.
+    each reading the rows that its last column needs. Weights outside the blocks do not exist.
     """
 
     in_degrees: np.ndarray
@@ -152,20 +155,21 @@ def _masked_normal(key: Array, mask: np.ndarray, gain: float, dtype: jnp.dtype) 
 
 
 class _ContextDense(nn.Module):
-    """The context's linear contribution to a hidden layer."""
+    """Adds the context's linear contribution to a hidden layer."""
 
-    width: int
     context_dim: int
 
     @nn.compact
-    def __call__(self, context: Array | None, dtype: jnp.dtype) -> Array:
-        if context is None or context.shape[-1] != self.context_dim:
+    def __call__(self, h: Array, context: Array | None) -> Array:
+        if context is None or context.shape[-1] != self.context_dim or context.ndim > h.ndim:
             given = None if context is None else context.shape
             raise ValueError(
                 f"conditioner: built with context_dim={self.context_dim}, so it needs a context "
-                f"of shape [..., {self.context_dim}]; got {given}"
+                f"of shape [..., {self.context_dim}] with no more batch axes than the input has; "
+                f"got {given} for an input with {h.ndim - 1} batch axes"
             )
-        return nn.Dense(self.width, use_bias=False, dtype=dtype, param_dtype=dtype)(context)
+        dense = nn.Dense(h.shape[-1], use_bias=False, dtype=h.dtype, param_dtype=h.dtype)
+        return h + dense(context)
 
 
 def _check_hidden(name: str, hidden: Sequence[int]) -> None:

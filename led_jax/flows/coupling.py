@@ -45,9 +45,9 @@ def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transforme
 def real_nvp(
     event_shape: tuple[int, ...],
     depth: int,
-    *,
     hidden: Sequence[int] = (100,),
     mask: str = "random",
+    *,
     transformer: Transformer = affine,
     context_dim: int | None = None,
     seed: int = 0,

@@ -12,7 +12,8 @@ def random_half(event_shape: tuple[int, ...], seed: int) -> np.ndarray:
 
     Args:
       event_shape: shape of the event.
-      seed: seed of the draw; the same seed gives the same mask in every process.
+      seed: seed of the draw, which is NumPy's default generator's; the same seed gives the same
+        mask in every process.
     """
     size = int(np.prod(event_shape))
     mask = np.zeros(size, bool)

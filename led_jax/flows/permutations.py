@@ -1,5 +1,6 @@
 """Volume-preserving flows that reorder the entries of a vector."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -14,14 +15,13 @@ def permute(order: np.ndarray | Array) -> Flow:
       order: a permutation of 0..D-1, as integers `[D]`.
 
     Raises:
-      ValueError: if `order` is a NumPy array and not a permutation; a traced one is trusted.
+      ValueError: if `order` is not a permutation; a traced one is trusted.
     """
-    if not isinstance(order, np.ndarray):
+    if isinstance(order, jax.core.Tracer):
         return permute_by(order, jnp.argsort(order))
+    order = np.asarray(order)
     if sorted(order.ravel().tolist()) != list(range(order.size)) or order.ndim != 1:
         raise ValueError(f"permute: expected a permutation of 0..{order.size - 1}, got {order}")
-    if (order == np.arange(order.size)).all():
-        return _reorder(lambda x: x, lambda y: y)
     return permute_by(order, np.argsort(order))
 
 
@@ -31,7 +31,9 @@ def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> 
     def take(x: Array, indices) -> Array:
         if x.shape[-1] != len(indices):
             raise ValueError(f"permute: expected an input [..., {len(indices)}], got {x.shape}")
-        return x.at[..., indices].get(mode="promise_in_bounds", unique_indices=True)
+        if isinstance(indices, np.ndarray) and (indices == np.arange(len(indices))).all():
+            return x
+        return jnp.asarray(x).at[..., indices].get(mode="promise_in_bounds", unique_indices=True)
 
     return _reorder(lambda x: take(x, order), lambda y: take(y, inverse_order))
 

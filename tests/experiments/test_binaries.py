@@ -19,9 +19,7 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout.splitlines()[-1])
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
-    evaluated = launch(
-        "evaluate", "--workdir=run", "--split=test", "--nll_samples=5", cwd=tmp_path
-    )
+    evaluated = launch("evaluate", "--workdir=run", "--split=test", "--nll_samples=5", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout.splitlines()[-1])["nll"] == result["nll"]
 
@@ -34,10 +32,11 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
         ("train", ["--network=foo"], "value should be one of <mlp>"),
         ("train", ["--dataset=binarized_mnist", "--data_dir=absent"], "absent"),
         ("train", ["stray"], "unknown arguments: stray"),
+        ("train", ["--batch_size=5000", "--workdir=w"], "--batch_size=5000 is more than digits's"),
         ("evaluate", ["--workdir=absent"], "not a run's directory"),
         ("sweep", ["--workdir=w", "--table=7"], "--table must be one of"),
         ("sweep", ["--workdir=w", "--columns=cnn"], "--columns of table 1 are"),
-        ("sweep", ["--workdir=w", "--seeds=x"], "--seeds must be whole numbers"),
+        ("sweep", ["--workdir=w", "--seeds=x"], "--seeds must be different whole numbers"),
     ],
 )
 def test_a_wrong_flag_is_one_clear_line(tmp_path, module, args, message):

@@ -117,7 +117,7 @@ def test_a_bound_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
     make_epoch = training.make_epoch
     monkeypatch.setattr(training, "make_epoch", broken_epoch)
-    with pytest.raises(FloatingPointError, match="ELBO is nan in epoch 1"):
+    with pytest.raises(FloatingPointError, match="training ELBO is nan in epoch 1"):
         run(TINY, tmp_path / "e")
     assert not (tmp_path / "e" / "result.json").exists()
 
@@ -125,6 +125,7 @@ def test_a_bound_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--batch_size=5000 is more than digits's 1297"):
         run(Config(batch_size=5000), tmp_path / "f")
+    assert not (tmp_path / "f").exists()
 
 
 def test_digits_is_learned(tmp_path):

@@ -67,6 +67,6 @@ def test_main_writes_the_table(tmp_path, monkeypatch, capsys):
     flags.FLAGS(["sweep", f"--workdir={tmp_path}", "--columns=b"])
     sweep_module.main(["sweep"])
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert printed == json.loads((tmp_path / "table1.json").read_text())
+    assert printed["results"] == json.loads((tmp_path / "table1.json").read_text())
     assert (tmp_path / "table1.md").read_text().startswith("| column")
     assert (tmp_path / "table1.png").stat().st_size > 1000
