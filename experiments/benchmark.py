@@ -412,7 +412,7 @@ def _installed(peer: str) -> bool:
         _say(f'{peer} is not installed, so it is left out: pip install "led_jax[bench]"')
         return False
     if peer == "torch" and jax.default_backend() != "cpu":
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         if not torch.cuda.is_available():
             _say("torch is left out: JAX computes on an accelerator, this torch cannot")

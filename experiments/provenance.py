@@ -29,4 +29,5 @@ def hardware() -> str:
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()
-    return f"{os.cpu_count()} cores, {model}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores, {model}"

@@ -40,7 +40,7 @@ def _prior(depth: int, paper_nll: float) -> Cell:
 
 def _posterior(depth: int, paper_nll: float) -> Cell:
     # 1,000 samples: a MADE posterior costs five times the decoder, and fewer only overestimate.
-    config = dataclasses.replace(_MNIST, posterior_depth=depth, epochs=100, nll_samples=1000)
+    config = dataclasses.replace(_MNIST, posterior_depth=depth, epochs=200, nll_samples=1000)
     return Cell(depth, paper_nll, config)
 
 
@@ -101,7 +101,7 @@ def sweep(
 
 
 def to_markdown(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> str:
-    """The table: ours beside the paper's, mean over seeds."""
+    """The table: ours beside the paper's, mean over seeds; cells without a result say so."""
     lines = [
         "| column | L | paper | led_jax | standard error | beaten by | seeds | epochs | samples |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -109,6 +109,10 @@ def to_markdown(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> 
     for column, cells in table.items():
         for cell in cells:
             runs = _runs_of(cell, column, results)
+            if not runs:
+                row = f"| {column} | {cell.depth} | {cell.paper_nll:.2f} | not run |"
+                lines.append(row + " |" * 5)
+                continue
             nll, error = _mean_and_error(runs)
             lines.append(
                 f"| {column} | {cell.depth} | {cell.paper_nll:.2f} | {nll:.2f} | {error:.2f} "

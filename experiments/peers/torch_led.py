@@ -1,5 +1,7 @@
 """LED in PyTorch, eager: the peer `torch` of `experiments.benchmark`."""
 
+# pyright: reportMissingImports=false
+
 import itertools
 import math
 from collections.abc import Callable, Sequence

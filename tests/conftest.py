@@ -1,0 +1,28 @@
+"""Shared by all tests."""
+
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+# Makes `import support` work whatever directory and import mode pytest runs with.
+sys.path.insert(0, str(Path(__file__).parent))
+
+# Tolerances are those of float32 products, also on accelerators that round them by default.
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture
+def x64():
+    """Runs the test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def fast_compile():
+    """Compiles with few optimizations: for tests that compile more than they compute."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -1,0 +1,51 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import KEY, normal
+
+from led_jax import flows
+
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
+
+
+@pytest.mark.parametrize("batch", [(50,), (5, 10)])
+@pytest.mark.parametrize("event_shape", [(3,), (2, 1, 2)])
+def test_init_normalises_over_the_batch_axes(batch, event_shape):
+    flow = flows.actnorm(event_ndims=len(event_shape))
+    x = 4 + 3 * normal((*batch, *event_shape))
+    y, log_det = flow.apply(flow.init(KEY, x), x)
+    axes = tuple(range(len(batch)))
+    np.testing.assert_allclose(y.mean(axes), np.zeros(event_shape), atol=1e-5)
+    np.testing.assert_allclose(y.std(axes), np.ones(event_shape), rtol=1e-5)
+    np.testing.assert_allclose(log_det, np.full(batch, -np.log(x.std(axes)).sum()), rtol=1e-5)
+
+
+def test_without_batch_axes_it_starts_as_the_identity():
+    flow, x = flows.actnorm(), 3 + normal((4,))
+    y, log_det = flow.apply(flow.init(KEY, x), x)
+    np.testing.assert_array_equal(y, x)
+    assert log_det == 0
+
+
+def test_constant_entries_stay_finite():
+    flow, x = flows.actnorm(), jnp.ones((8, 2))
+    y, log_det = flow.apply(flow.init(KEY, x), x)
+    np.testing.assert_array_equal(y, np.zeros((8, 2)))
+    assert np.isfinite(log_det).all()
+
+
+def test_formula(x64):
+    params = {"shift": jnp.array([1.0, -2.0]), "log_scale": jnp.array([0.5, -1.0])}
+    x = normal((3, 2))
+    y, log_det = flows.actnorm().apply(params, x)
+    np.testing.assert_allclose(y, (x + np.array([1, -2])) * np.exp([0.5, -1]))
+    np.testing.assert_allclose(log_det, np.full(3, -0.5))
+
+
+def test_wrong_event_shape():
+    flow = flows.actnorm()
+    params = flow.init(KEY, normal((5,)))
+    for direction in (flow.apply, flow.inverse):
+        for wrong in (jnp.zeros((3, 4)), jnp.zeros((3, 1)), jnp.zeros(())):
+            with pytest.raises(ValueError, match=r"actnorm: expected .*\[\.\.\., 5\], got \("):
+                direction(params, wrong)

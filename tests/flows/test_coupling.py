@@ -1,0 +1,206 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import KEY, normal, randomise, run_python
+from support.cases import smooth_mlp
+
+from led_jax import flows
+
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
+
+
+def layer_order(event_shape, i, kind="random", seed=0):
+    """The entries that layer i of `real_nvp` passes, and the rest, as its network orders them."""
+    mask = {
+        "random": lambda: flows.random_half(event_shape, seed + i // 2),
+        "checkerboard": lambda: flows.checkerboard(event_shape),
+        "channel": lambda: flows.channel(event_shape),
+    }[kind]().ravel()
+    first, second = np.flatnonzero(mask), np.flatnonzero(~mask)
+    if i % 2 == 0:
+        return first, second
+    # The other half, in descending order. All layers pass as many entries: of an odd number, the
+    # lowest entry of the larger half is transformed again.
+    extra = len(second) - len(first)
+    return second[extra:][::-1], np.concatenate([second[:extra], first[::-1]])
+
+
+def in_ascending_order(params, passing, rest):
+    """Parameters of the same function for a network that sees its entries in ascending order."""
+    last = max(name for name in params if name.startswith("Dense"))
+    kernel = params["Dense_0"]["kernel"][np.argsort(passing)]
+    params = params | {"Dense_0": params["Dense_0"] | {"kernel": kernel}}
+
+    def reorder(leaf):
+        by_entry = leaf.reshape(*leaf.shape[:-1], 2, len(rest))
+        return by_entry[..., np.argsort(rest)].reshape(leaf.shape)
+
+    return params | {last: jax.tree.map(reorder, params[last])}
+
+
+def layers_of(params):
+    """The conditioners' parameters, layer by layer."""
+    is_layer = lambda p: isinstance(p, dict) and "Dense_0" in p  # noqa: E731
+    return jax.tree.leaves(params, is_leaf=is_layer)
+
+
+STACKS = [
+    ((6,), "random", 4, None),
+    ((5,), "random", 3, 2),
+    ((4, 3, 2), "checkerboard", 3, None),
+    ((1, 2, 4), "channel", 2, 2),
+    ((2,), "random", 1, None),
+]
+
+
+@pytest.mark.parametrize("event_shape,kind,depth,context_dim", STACKS)
+def test_real_nvp_is_a_chain_of_couplings(event_shape, kind, depth, context_dim):
+    kwargs = {"hidden": (7, 8), "context_dim": context_dim}
+    flow = flows.real_nvp(event_shape, depth, mask=kind, seed=3, **kwargs)
+    x = normal((4, *event_shape))
+    context = None if context_dim is None else normal((4, context_dim))
+    params = randomise(flow.init(KEY, x, context))
+    orders = [layer_order(event_shape, i, kind, 3) for i in range(depth)]
+    entries = np.arange(np.prod(event_shape)).reshape(event_shape)
+    masks = [np.isin(entries, passing) for passing, _ in orders]
+    chain = flows.chain(
+        *(flows.coupling(mask, flows.mlp(**kwargs), flows.affine) for mask in masks)
+    )
+    # A coupling is a permutation, a layer, and a permutation.
+    layers = layers_of(params)
+    assert len(layers) == depth
+    chain_params = tuple(
+        ((), in_ascending_order(p, *order), ()) for p, order in zip(layers, orders, strict=True)
+    )
+    for direction in ("apply", "inverse"):
+        y, log_det = getattr(flow, direction)(params, x, context)
+        expected_y, expected_log_det = getattr(chain, direction)(chain_params, x, context)
+        np.testing.assert_allclose(y, expected_y, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim,depth", [(6, 4), (5, 3)])
+def test_real_nvp_equals_distrax(dim, depth):
+    distrax = pytest.importorskip("distrax")
+    flow = flows.real_nvp((dim,), depth, hidden=(7,))
+    x = normal((4, dim))
+    params = randomise(flow.init(KEY, x))
+
+    def layer(i, params):
+        passing, rest = layer_order((dim,), i)
+        mask = np.isin(np.arange(dim), passing)
+
+        def conditioner(x):  # Distrax gives every entry, the others zeroed, and wants as many back.
+            h = x[..., passing] @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+            out = jax.nn.relu(h) @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+            out = out.reshape(*out.shape[:-1], 2, len(rest))
+            return jnp.zeros((*x.shape[:-1], 2, dim)).at[..., rest].set(out)
+
+        def bijector(raw):
+            return distrax.ScalarAffine(raw[..., 0, :], log_scale=3 * jnp.tanh(raw[..., 1, :] / 3))
+
+        return distrax.MaskedCoupling(jnp.asarray(mask), conditioner, bijector)
+
+    # A distrax chain applies its last bijector first.
+    chain = distrax.Chain([layer(i, p) for i, p in enumerate(layers_of(params))][::-1])
+    for ours, theirs in [
+        (flow.apply, chain.forward_and_log_det),
+        (flow.inverse, chain.inverse_and_log_det),
+    ]:
+        y, log_det = ours(params, x)
+        expected_y, expected_log_det = theirs(x)
+        np.testing.assert_allclose(y, expected_y, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [[True, False, False], [False, True, True]])
+def test_coupling_passes_what_the_mask_marks(mask):
+    mask = np.array(mask)
+    flow = flows.coupling(mask, smooth_mlp())
+    x = normal((3,))
+    params = randomise(flow.init(KEY, x))
+    for direction in (flow.apply, flow.inverse):
+        y, _ = direction(params, x)
+        np.testing.assert_array_equal(y[mask], x[mask])
+        jacobian = jax.jacfwd(lambda x, f=direction: f(params, x)[0])(x)
+        expected = np.eye(3, dtype=bool) | (~mask[:, None] & mask)
+        np.testing.assert_array_equal(jacobian != 0, expected)
+
+
+@pytest.mark.parametrize("dim", [2, 5, 50])
+@pytest.mark.parametrize("depth", [2, 3])
+def test_two_layers_reach_every_entry(dim, depth):
+    flow = flows.real_nvp((dim,), depth, hidden=(9,))
+    x = normal((dim,))
+    y, _ = flow.apply(randomise(flow.init(KEY, x)), x)
+    assert np.all(np.abs(y - x) > 1e-6)
+
+
+def test_seed_sets_the_random_masks():
+    x = normal((20,))
+    params = flows.real_nvp((20,), 2).init(KEY, x)
+    params = randomise(params)
+    outputs = [flows.real_nvp((20,), 2, seed=seed).apply(params, x)[0] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    assert np.abs(outputs[2] - outputs[0]).max() > 0.1
+
+
+def test_another_process_makes_the_same_function(tmp_path):
+    code = """
+import sys, jax, numpy as np
+from led_jax import flows
+flow = flows.real_nvp((9,), 6, hidden=(8,))
+x = np.linspace(-2, 2, 27, dtype=np.float32).reshape(3, 9)
+leaves, treedef = jax.tree.flatten(flow.init(jax.random.key(123), x))
+saved = np.load(sys.argv[1])
+params = jax.tree.unflatten(treedef, [saved[f"arr_{i}"] for i in range(len(leaves))])
+np.save(sys.argv[2], np.column_stack(flow.apply(params, x)))
+"""
+    flow = flows.real_nvp((9,), 6, hidden=(8,))
+    x = jnp.linspace(-2, 2, 27, dtype=jnp.float32).reshape(3, 9)
+    params = randomise(flow.init(KEY, x))
+    np.savez(tmp_path / "params.npz", *jax.tree.leaves(params))
+    run_python(code, tmp_path / "params.npz", tmp_path / "y.npy")
+    # Rounding may differ with how the two processes compile; other masks would give other numbers.
+    expected = np.column_stack(flow.apply(params, np.asarray(x)))
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "mask,given",
+    [
+        (np.ones(3, bool), "dtype bool with 3 of 3"),
+        (np.zeros((2, 2), bool), "dtype bool with 0 of 4"),
+        (np.array([1, 0, 1]), "dtype int64 with 2 of 3"),
+        (np.array([1.0, 0.0]), "dtype float64 with 1 of 2"),
+    ],
+)
+def test_mask_must_split_the_event(mask, given):
+    with pytest.raises(ValueError, match=f"expected a boolean mask that is True .*, got {given}"):
+        flows.coupling(mask, smooth_mlp())
+
+
+@pytest.mark.parametrize(
+    "event_shape,mask,message",
+    [
+        ((4,), "stripes", "mask must be one of .*'checkerboard'.*'random'.*, got 'stripes'"),
+        ((1,), "random", r"'random' mask does not split an event of shape \(1,\)"),
+        ((1, 1, 1), "checkerboard", r"does not split an event of shape \(1, 1, 1\)"),
+        ((3, 3, 2), "checkerboard", r"does not split an event of shape \(3, 3, 2\)"),
+        ((4, 4, 1), "channel", r"does not split an event of shape \(4, 4, 1\)"),
+        ((4,), "checkerboard", r"expected an event \[H, W\] or \[H, W, C\], got \(4,\)"),
+    ],
+)
+def test_real_nvp_masks_must_split_the_event(event_shape, mask, message):
+    with pytest.raises(ValueError, match=message):
+        flows.real_nvp(event_shape, 2, mask=mask)
+
+
+def test_other_bad_arguments():
+    with pytest.raises(ValueError, match="depth must be 0 or more, got -1"):
+        flows.real_nvp((4,), -1)
+    with pytest.raises(ValueError, match=r"expected one or more positive widths, got hidden=\(\)"):
+        flows.real_nvp((4,), 2, hidden=())
+    with pytest.raises(ValueError, match="got 'stripes'"):
+        flows.real_nvp((4,), 0, mask="stripes")

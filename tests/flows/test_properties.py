@@ -1,0 +1,242 @@
+"""What must hold of every flow in the table, in both directions."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import KEY, normal
+from support.cases import CASES, CONTEXT_DIM, build, smooth_made, smooth_mlp
+
+from led_jax import flows
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+both_directions = pytest.mark.parametrize("direction", ["apply", "inverse"])
+conditional_cases = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.conditional], ids=lambda case: case.name
+)
+
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
+
+
+def names_used(code):
+    """Names that a function looks up, those in functions within it included."""
+    inner = [names_used(const) for const in code.co_consts if hasattr(const, "co_names")]
+    return set(code.co_names).union(*inner)
+
+
+def test_table_has_every_public_constructor():
+    functions = [case.make for case in CASES] + [smooth_mlp, smooth_made]
+    used = set().union(*(names_used(function.__code__) for function in functions))
+    types = {"Flow", "Transformer"}
+    assert set(flows.__all__) - types - used == set()
+
+
+@every_case
+@both_directions
+def test_log_det_is_that_of_the_jacobian(x64, case, direction):
+    flow, params, x, context, jitted = build(case)
+    transform = getattr(flow, direction)
+    y, log_det = getattr(jitted, direction)(params, x, context)
+
+    def jacobian(x, context):
+        return jax.jacfwd(lambda x: transform(params, x, context)[0])(x)
+
+    matrices = jax.jit(jax.vmap(jacobian))(x, context).reshape(len(x), x[0].size, x[0].size)
+    _, expected = np.linalg.slogdet(matrices)
+    assert y.shape == x.shape and log_det.shape == (len(x),)
+    np.testing.assert_allclose(log_det, expected, rtol=1e-9, atol=1e-9)
+
+
+@every_case
+def test_round_trips(x64, case):
+    _, params, x, context, (_, apply, inverse) = build(case)
+    for there, back in [(apply, inverse), (inverse, apply)]:
+        y, log_det = there(params, x, context)
+        again, log_det_back = back(params, y, context)
+        np.testing.assert_allclose(again, x, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(log_det_back, -log_det, rtol=1e-8, atol=1e-8)
+        # Otherwise this test and the one above would see but an identity.
+        if jax.tree.leaves(params):
+            assert np.abs(y - x).max() > 0.05
+            nice = "nice" in case.name or "additive" in case.name
+            assert nice == (np.abs(log_det).max() == 0)
+
+
+@every_case
+@both_directions
+def test_any_batch_axes_eager_vmap_and_scan(case, direction):
+    flow, params, x, context, jitted = build(case)
+    transform = getattr(flow, direction)
+    expected = getattr(jitted, direction)(params, x, context)
+
+    def close(actual, expected, message):
+        for a, b in zip(actual, expected, strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, 1e-5, 1e-5, err_msg=message)
+
+    def mapped(function, tree):
+        return jax.tree.map(function, tree)
+
+    first = mapped(lambda leaf: leaf[0], (x, context))
+    close(transform(params, *first), mapped(lambda leaf: leaf[0], expected), "eager, no batch axis")
+
+    @jax.jit
+    def other_ways(x, context):
+        pairs = mapped(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), (x, context))
+        _, scanned = jax.lax.scan(lambda c, inputs: (c, transform(params, *inputs)), 0, pairs)
+        return {
+            "two batch axes": mapped(
+                lambda leaf: leaf.reshape(4, *leaf.shape[2:]), transform(params, *pairs)
+            ),
+            "scan": mapped(lambda leaf: leaf.reshape(4, *leaf.shape[2:]), scanned),
+            "vmap": jax.vmap(transform, (None, 0, 0))(params, x, context),
+        }
+
+    for way, actual in other_ways(x, context).items():
+        close(actual, expected, way)
+    y, log_det = jax.eval_shape(
+        transform, params, *mapped(lambda leaf: leaf[None, :0], (x, context))
+    )
+    assert y.shape == (1, 0, *case.event_shape) and log_det.shape == (1, 0)
+
+
+@conditional_cases
+@both_directions
+def test_context_broadcasts_over_leading_axes_of_x(case, direction):
+    _, params, x, context, jitted = build(case)
+    actual = getattr(jitted, direction)(params, x, context[0])
+    expected = getattr(jitted, direction)(params, x, jnp.stack([context[0]] * 4))
+    chex.assert_trees_all_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@conditional_cases
+@both_directions
+def test_context_matters_and_reaches_every_layer(case, direction):
+    flow, params, x, context, jitted = build(case)
+    y, log_det = getattr(jitted, direction)(params, x, context)
+    other_y, other_log_det = getattr(jitted, direction)(params, x, context + 1)
+    assert np.all(np.abs(other_y - y).reshape(len(x), -1).max(1) > 1e-4)
+    if "additive" not in case.name:
+        assert np.all(np.abs(other_log_det - log_det) > 1e-5)
+
+    # Each layer's context weights receive a gradient.
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return jnp.sum(getattr(flow, direction)(params, x, context)[0] ** 2)
+
+    leaves = jax.tree_util.tree_leaves_with_path(gradient(params))
+    of_context = [leaf for path, leaf in leaves if "Context" in jax.tree_util.keystr(path)]
+    assert of_context
+    for leaf in of_context:
+        assert np.all(np.abs(leaf).max((-1, -2)) > 0)
+
+
+@conditional_cases
+@both_directions
+def test_missing_or_wrong_context_is_an_error(case, direction):
+    flow, params, x, context, _ = build(case)
+    for wrong, given in [(None, "None"), (context[..., :2], r"\(4, 2\)")]:
+        message = rf"context_dim={CONTEXT_DIM}.*\[\.\.\., {CONTEXT_DIM}\].*got {given}"
+        for function, first in ((getattr(flow, direction), params), (flow.init, KEY)):
+            with pytest.raises(ValueError, match=message):
+                jax.eval_shape(function, first, x, wrong)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if not case.conditional], ids=lambda case: case.name
+)
+@both_directions
+def test_unconditional_flows_ignore_a_context(case, direction):
+    _, params, x, _, jitted = build(case)
+    transform = getattr(jitted, direction)
+    chex.assert_trees_all_equal(transform(params, x, normal((4, 3))), transform(params, x, None))
+
+
+def parameters_and_shapes(case, dtype, param_dtype=None):
+    flow = case.make()
+    x = jax.ShapeDtypeStruct((4, *case.event_shape), dtype)
+    context = jax.ShapeDtypeStruct((4, CONTEXT_DIM), dtype) if case.conditional else None
+    params = jax.eval_shape(flow.init, KEY, x, context)
+    if param_dtype is not None:
+        params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, param_dtype), params)
+    return [
+        params,
+        jax.eval_shape(flow.apply, params, x, context),
+        jax.eval_shape(flow.inverse, params, x, context),
+    ]
+
+
+@every_case
+def test_dtype_is_kept_and_parameters_are_float_arrays(case):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for leaf in jax.tree.leaves(parameters_and_shapes(case, dtype)):
+            assert leaf.dtype == dtype and not leaf.weak_type
+        _, *results = parameters_and_shapes(case, jnp.bfloat16, jnp.float32)
+        assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype(jnp.bfloat16)}
+    with jax.enable_x64(True):
+        for dtype in (jnp.float32, jnp.float64):
+            for leaf in jax.tree.leaves(parameters_and_shapes(case, dtype)):
+                assert leaf.dtype == dtype and not leaf.weak_type
+
+
+@every_case
+@both_directions
+def test_gradients_are_finite_far_out(case, direction):
+    flow, params, x, context, _ = build(case)
+    transform = getattr(flow, direction)
+
+    def loss(params, x, context):
+        y, log_det = transform(params, x, context)
+        return jnp.mean(jnp.tanh(y)) + jnp.mean(log_det)
+
+    # A gate that closes at far points is undone by an unbounded factor: not so far there.
+    far = 3 if case.name.startswith(("iaf", "maf")) else 100
+    gradients = jax.jit(jax.grad(loss, (0, 1)))(params, far * x, context)
+    for leaf in jax.tree.leaves(gradients):
+        assert np.isfinite(leaf).all()
+
+
+@every_case
+@both_directions
+def test_second_call_does_not_compile_again(case, direction):
+    flow, params, x, context, _ = build(case)
+    traces = []
+
+    @jax.jit
+    def transform(*args):
+        traces.append(1)
+        return getattr(flow, direction)(*args)
+
+    y, log_det = transform(params, x, context)
+    # Its own results are of the types it was compiled for.
+    transform(params, y + log_det.mean(), context)
+    assert len(traces) == 1
+
+
+@every_case
+def test_a_rebuilt_flow_with_the_same_parameters_is_the_same_function(case):
+    _, params, x, context, jitted = build(case)
+    again = case.make()
+    other = jax.eval_shape(again.init, jax.random.key(99), x, context)
+    assert jax.tree.structure(other) == jax.tree.structure(params)
+    for direction in ("apply", "inverse"):
+        chex.assert_trees_all_equal(
+            jax.jit(getattr(again, direction))(params, x, context),
+            getattr(jitted, direction)(params, x, context),
+        )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.name.startswith(("coupling", "real_nvp", "iaf", "maf"))],
+    ids=lambda case: case.name,
+)
+def test_wrong_event_shape_is_an_error(case):
+    flow, params, x, context, _ = build(case)
+    expected = ", ".join(map(str, case.event_shape))
+    for wrong in (x[..., :1].repeat(x.shape[-1] + 1, -1), x[0][..., 0], jnp.zeros(())):
+        for function, first in ((flow.init, KEY), (flow.apply, params), (flow.inverse, params)):
+            with pytest.raises(ValueError, match=rf"expected .*\[\.\.\., {expected}\].*got \("):
+                jax.eval_shape(function, first, wrong, context)

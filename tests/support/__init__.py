@@ -1,0 +1,54 @@
+"""Helpers that several test modules share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import led_jax
+
+KEY = jax.random.key(0)
+
+
+def randomise(params, scale=0.3, seed=7):
+    """Adds normal noise to every leaf: a fresh flow is the identity, which hides errors of sign."""
+    rng = np.random.default_rng(seed)
+
+    def add_noise(leaf):
+        noise = scale * rng.normal(size=leaf.shape)
+        return jnp.asarray((np.asarray(leaf) + noise).astype(leaf.dtype))
+
+    return jax.tree.map(add_noise, params)
+
+
+def normal(shape, seed=1, dtype=None):
+    """Reproducible normal numbers, of the default float dtype."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype or float)
+
+
+def assert_trees_equal(actual, expected):
+    """Bit for bit, dtypes included."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+def run_python(code, *args):
+    """Runs code in a fresh interpreter that imports the same led_jax; returns its stdout."""
+    root = str(Path(led_jax.__file__).parents[1])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

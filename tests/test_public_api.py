@@ -1,0 +1,59 @@
+import importlib
+import inspect
+import json
+
+import pytest
+from support import run_python
+
+import led_jax
+from led_jax import data, flows
+
+PACKAGES = [led_jax, flows, data]
+MODULES = ["densities", "model", "networks", "numerics", "objectives", "training"]
+MODULES += ["checkpoints", "plots"]
+MODULES += [f"flows.{name}" for name in ("actnorm", "autoregressive", "base", "conditioners")]
+MODULES += [f"flows.{name}" for name in ("coupling", "masks", "permutations", "transformers")]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_all_is_sorted_and_documented(package):
+    assert package.__doc__
+    assert len(set(package.__all__)) == len(package.__all__)
+    for name in package.__all__:
+        value = getattr(package, name)
+        if not isinstance(value, flows.Transformer):  # A value, documented where it is defined.
+            assert inspect.getdoc(value), name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_functions_are_documented(module):
+    module = importlib.import_module(f"led_jax.{module}")
+    assert module.__doc__
+    for name, value in vars(module).items():
+        own = getattr(value, "__module__", None) == module.__name__
+        if (
+            own
+            and not name.startswith("_")
+            and (inspect.isfunction(value) or inspect.isclass(value))
+        ):
+            assert value.__doc__ and not value.__doc__.startswith(f"{name}("), name
+
+
+def imported_by(statement):
+    """The top-level packages that a fresh interpreter holds after a statement."""
+    code = f"import sys, json\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    return {name.split(".")[0] for name in json.loads(run_python(code))}
+
+
+HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "sklearn", "torch", "distrax"}
+
+
+def test_flows_import_nothing_above_them():
+    imported = imported_by("import led_jax.flows")
+    assert "flax" in imported
+    # Importing led_jax.flows runs led_jax/__init__.py, which may load optax; flows may not.
+    assert imported & (HEAVY | {"orbax"}) == set()
+
+
+def test_led_jax_imports_no_heavy_package():
+    assert imported_by("import led_jax") & HEAVY == set()
