@@ -1,9 +1,9 @@
 """Volume-preserving flows that reorder the entries of a vector."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from led_jax.flows.base import Flow
 
@@ -17,7 +17,7 @@ def permute(order: np.ndarray | Array) -> Flow:
     Raises:
       ValueError: if `order` is not a permutation; a traced one is trusted.
     """
-    if isinstance(order, jax.core.Tracer):
+    if isinstance(order, Tracer):
         return permute_by(order, jnp.argsort(order))
     order = np.asarray(order)
     if sorted(order.ravel().tolist()) != list(range(order.size)) or order.ndim != 1:
