@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from experiments.config import read_config
 from experiments.run import estimate_nll, load_run
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Rows to evaluate.")
 _NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 5000, "Importance samples a row.", 1)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the data are, if no longer where they were.")
@@ -25,6 +25,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # The checkpointing library reports every file.
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    if not _WORKDIR.value:
+        raise app.UsageError("--workdir is required")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     try:
         config = read_config(workdir)

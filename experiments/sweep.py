@@ -65,7 +65,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of every cell.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs of every cell; 0: each cell's own.", 0)
 _NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 0, "Importance samples; 0: each cell's own.", 0)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where binarized MNIST is, as experiments.train.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the sweep.")
 
 
 def sweep(
@@ -156,6 +156,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # The checkpointing library reports every file.
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    if not _WORKDIR.value:
+        raise app.UsageError("--workdir is required")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     try:
         table = _select(_TABLE.value, _COLUMNS.value)

@@ -128,7 +128,12 @@ def make_epoch(
     Returns:
       `epoch(state, data) -> (state, terms)` for data `[n, *x_shape]` of uint8; `terms` are the
       epoch's means. The state passed in is consumed: its buffers are used for the new one.
+
+    Raises:
+      ValueError: if batch_size is not positive or, when called, exceeds the number of rows.
     """
+    if batch_size < 1:
+        raise ValueError(f"make_epoch: batch_size must be positive, got {batch_size}")
 
     @partial(jax.jit, donate_argnums=0)
     def epoch(state: TrainState, data: Array) -> tuple[TrainState, Elbo]:

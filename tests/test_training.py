@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,3 +275,27 @@ def test_init_state(led, optimizer):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     # The run's key is not the one that made the parameters.
     assert np.any(jax.random.key_data(state.key) != jax.random.key_data(KEY))
+
+
+def test_a_batch_without_rows_is_refused(led, optimizer):
+    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+        training.make_epoch(led, optimizer, 0)
+
+
+def test_a_step_averages_over_its_axis(led, optimizer):
+    params = jax.jit(led.init)(KEY, DATA[:4].astype(float))
+    halves = DATA[:4].astype(float).reshape(2, 2, -1)
+    keys = jax.random.split(KEY)
+    step = functools.partial(training.train_step, led, optax.sgd(0.1))
+    step = jax.jit(step, static_argnames="axis_name")
+    state = optax.sgd(0.1).init(params)
+    mapped, _, terms = jax.vmap(
+        lambda key, x: step(params, state, key, x, axis_name="devices"), axis_name="devices"
+    )(keys, halves)
+    alone = [step(params, state, key, x) for key, x in zip(keys, halves, strict=True)]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, alone[0][0], alone[1][0])
+    for device in range(2):
+        part = jax.tree.map(lambda leaf, i=device: leaf[i], mapped)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), part, mean)
+    bounds = [one[2].bound for one in alone]
+    np.testing.assert_allclose(terms.bound, np.mean(bounds) * np.ones(2), rtol=1e-5)

@@ -33,6 +33,8 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
         ("train", ["--dataset=binarized_mnist", "--data_dir=absent"], "absent"),
         ("train", ["stray"], "unknown arguments: stray"),
         ("train", ["--batch_size=5000", "--workdir=w"], "--batch_size=5000 is more than digits's"),
+        ("evaluate", [], "--workdir is required"),
+        ("sweep", [], "--workdir is required"),
         ("evaluate", ["--workdir=absent"], "not a run's directory"),
         ("sweep", ["--workdir=w", "--table=7"], "--table must be one of"),
         ("sweep", ["--workdir=w", "--columns=cnn"], "--columns of table 1 are"),

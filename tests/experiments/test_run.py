@@ -129,7 +129,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
 
 
 def test_digits_is_learned(tmp_path):
-    config = Config(epochs=30, prior_depth=2, nll_samples=100)
+    config = Config(epochs=100, prior_depth=2, nll_samples=100)
     digits = data.load("digits")
     p = digits.train.mean(0).clip(1e-3, 1 - 1e-3)
     independent = -(digits.test * np.log(p) + (1 - digits.test) * np.log(1 - p)).sum(1).mean()
