@@ -177,7 +177,7 @@ def parsed_flags():
 
 def test_run_without_peers(tiny, parsed_flags, tmp_path, capsys):
     output = tmp_path / "new" / "benchmark.json"
-    arguments = {"cells": ["mlp"], "peers": [], "rows": 250, "rounds": 1, "nll_rows": 12}
+    arguments = {"cells": ["mlp"], "peers": [], "rows": 250, "rounds": 1, "nll_rows": 40}
     with flagsaver.flagsaver(output=str(output), **arguments):
         benchmark.main(["benchmark"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -190,7 +190,7 @@ def test_run_without_peers(tiny, parsed_flags, tmp_path, capsys):
     assert 0 < cell["fraction_of_sgemm_peak"] and 0 < cell["loss"] < 2000
     assert result["scan"][0]["scanned_over_unrolled"] > 0
     assert [list(row["seconds"]) for row in result["compile"]] == [["1", "2"]] * 2
-    assert result["nll"]["gflop"] == pytest.approx(2e-9 * 12 * (216_800 + 20 * 296_800))
+    assert result["nll"]["gflop"] == pytest.approx(2e-9 * 40 * (216_800 + 20 * 296_800))
     assert base.MAX_UNROLL == 16
     table = output.with_suffix(".md").read_text()
     assert table == benchmark.to_markdown(result)
