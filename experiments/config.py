@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from absl import flags
+from absl import app, flags, logging
 
 from led_jax import densities, flows, networks
 from led_jax.data import Dataset
@@ -118,6 +118,13 @@ def build_led(config: Config, dataset: Dataset) -> LED:
         prior=densities.transformed(densities.standard_normal(latent_shape), prior),
         decoder=networks.mlp_decoder(dataset.image_shape[0] * dataset.image_shape[1]),
     )
+
+
+def start(argv: list[str]) -> None:
+    """What every binary does first: it quietens logs and refuses stray arguments."""
+    logging.set_verbosity(logging.WARNING)  # The checkpointing library reports every file.
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
 
 
 def define_flags() -> None:

@@ -9,9 +9,9 @@ import dataclasses
 import json
 import pathlib
 
-from absl import app, flags, logging
+from absl import app, flags
 
-from experiments.config import read_config
+from experiments.config import read_config, start
 from experiments.run import estimate_nll, load_run
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run.")
@@ -22,9 +22,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the data are, if no longe
 
 def main(argv: list[str]) -> None:
     """Evaluates the run that the flags name."""
-    logging.set_verbosity(logging.WARNING)  # The checkpointing library reports every file.
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    start(argv)
     if not _WORKDIR.value:
         raise app.UsageError("--workdir is required")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()

@@ -16,9 +16,9 @@ import sys
 from typing import Any, NamedTuple
 
 import tqdm
-from absl import app, flags, logging
+from absl import app, flags
 
-from experiments.config import Config, write_json
+from experiments.config import Config, start, write_json
 from experiments.run import run
 from led_jax import plots
 
@@ -153,9 +153,7 @@ def _mean_and_error(runs: list[dict[str, Any]]) -> tuple[float, float]:
 
 def main(argv: list[str]) -> None:
     """Trains what the flags name."""
-    logging.set_verbosity(logging.WARNING)  # The checkpointing library reports every file.
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    start(argv)
     if not _WORKDIR.value:
         raise app.UsageError("--workdir is required")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()

@@ -11,9 +11,9 @@ import datetime
 import json
 import pathlib
 
-from absl import app, flags, logging
+from absl import app, flags
 
-from experiments.config import config_from_flags, define_flags
+from experiments.config import config_from_flags, define_flags, start
 from experiments.run import run
 
 _WORKDIR = flags.DEFINE_string(
@@ -23,9 +23,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     """Trains what the flags describe."""
-    logging.set_verbosity(logging.WARNING)  # The checkpointing library reports every file.
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    start(argv)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = pathlib.Path(_WORKDIR.value or f"runs/train-{stamp}").expanduser()
     try:
