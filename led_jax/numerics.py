@@ -7,8 +7,7 @@ from jax import Array
 def softplus(x: Array) -> Array:
     """log(1 + e^x), elementwise and without overflow.
 
-    The same value as `jax.nn.softplus`, which goes through `logaddexp` and costs two to three
-    times as much on a CPU.
+    The same value as `jax.nn.softplus`, which goes through the costlier `logaddexp`.
     """
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 

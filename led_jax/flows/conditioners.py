@@ -141,9 +141,7 @@ class _MaskedDense(nn.Module):
 def _num_blocks(rows: int, columns: int) -> int:
     """Column blocks of a masked product: more of them skip more zeros, but multiply slower.
 
-    A training step with 12 layers of 512 x 512 takes 0.89 times as long with two blocks for the
-    square product as with one, on two CPU cores; four blocks gain no more, and neither do blocks
-    for the narrow first and last products.
+    Two for the square products, one for the narrow ones, is what stepped fastest on a CPU.
     """
     return 2 if min(rows, columns) >= 256 else 1
 
