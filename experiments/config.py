@@ -30,8 +30,13 @@ class Config:
     binarize: str = _field(
         "static", "Binarize grey images once, or afresh each epoch.", choices=("static", "dynamic")
     )
-    network: str = _field("mlp", "Encoder and decoder: 2 x 200 ReLU units.", choices=("mlp",))
-    latent_dim: int = _field(50, "Number of latent variables.")
+    network: str = _field(
+        "mlp",
+        "Encoder and decoder: 2 x 200 ReLU units, or residual convolutions.",
+        choices=("mlp", "resconv"),
+    )
+    weight_norm: bool = _field(False, "Normalize the weights of resconv's layers.")
+    latent_dim: int = _field(0, "Number of latent variables; 0: 50 for mlp, 32 for resconv.")
     prior: str = _field("nvp", "Flow of the prior p(z).", choices=("nvp",))
     prior_depth: int = _field(4, "L_prior: Real NVP layers; 0 keeps N(0, I).")
     prior_hidden: tuple[int, ...] = _field((100,), "Hidden widths of each prior layer.")
@@ -54,6 +59,8 @@ class Config:
         """Fills in defaults and checks every field."""
         if self.epochs == 0:
             object.__setattr__(self, "epochs", 200 if self.dataset == "digits" else 400)
+        if self.latent_dim == 0:
+            object.__setattr__(self, "latent_dim", 50 if self.network == "mlp" else 32)
         for name in ("prior_hidden", "posterior_hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         positive = ("latent_dim", "epochs", "batch_size", "learning_rate", "nll_samples")
@@ -73,13 +80,15 @@ class Config:
                     f"--{field.name} must be one of {', '.join(choices)}, "
                     f"got {getattr(self, field.name)!r}"
                 )
+        if self.weight_norm and self.network != "resconv":
+            raise ValueError(f"--weight_norm needs --network=resconv, got {self.network!r}")
         for name in ("warmup", "kl_warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
     def to_command(self) -> str:
         """The command line that makes this run, without its machine's paths."""
-        default = Config(dataset=self.dataset)
+        default = Config(dataset=self.dataset, network=self.network)
         args = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -87,8 +96,9 @@ class Config:
                 continue
             value = ",".join(map(str, value)) if isinstance(value, tuple) else value
             args.append(f"--{field.name}={value}")
-        if self.dataset != "digits":
-            args.insert(0, f"--dataset={self.dataset}")
+        for name in ("network", "dataset"):  # The other defaults depend on these two.
+            if getattr(self, name) != getattr(Config(), name):
+                args.insert(0, f"--{name}={getattr(self, name)}")
         return " ".join(["python -m experiments.train", *args])
 
 
@@ -112,11 +122,22 @@ def build_led(config: Config, dataset: Dataset) -> LED:
             seed=1000,  # Other masks than the prior's.
         )
     prior = flows.real_nvp(latent_shape, config.prior_depth, hidden=config.prior_hidden)
+    if config.network == "mlp":
+        encoder = networks.mlp_encoder(config.latent_dim, context_dim=context_dim)
+        decoder = networks.mlp_decoder(dataset.image_shape[0] * dataset.image_shape[1])
+    else:
+        encoder = networks.resconv_encoder(
+            dataset.image_shape,
+            config.latent_dim,
+            context_dim=context_dim,
+            weight_norm=config.weight_norm,
+        )
+        decoder = networks.resconv_decoder(dataset.image_shape, weight_norm=config.weight_norm)
     return LED(
-        encoder=networks.mlp_encoder(config.latent_dim, context_dim=context_dim),
+        encoder=encoder,
         posterior=posterior,
         prior=densities.transformed(densities.standard_normal(latent_shape), prior),
-        decoder=networks.mlp_decoder(dataset.image_shape[0] * dataset.image_shape[1]),
+        decoder=decoder,
     )
 
 
@@ -129,7 +150,12 @@ def start(argv: list[str]) -> None:
 
 def define_flags() -> None:
     """Defines one flag for each field of `Config`."""
-    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    define = {
+        str: flags.DEFINE_string,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        bool: flags.DEFINE_boolean,
+    }
     for field in dataclasses.fields(Config):
         default: Any = field.default
         help, choices = field.metadata["help"], field.metadata["choices"]
@@ -157,7 +183,9 @@ def config_from_flags(workdir: pathlib.Path) -> Config:
             widths = isinstance(field.default, tuple)
             given[field.name] = _parse_widths(field.name, value) if widths else value
     return dataclasses.replace(
-        read_config(workdir) or Config(dataset=given.get("dataset", "digits")), **given
+        read_config(workdir)
+        or Config(**{name: given[name] for name in ("dataset", "network") if name in given}),
+        **given,
     )
 
 

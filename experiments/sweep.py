@@ -32,6 +32,7 @@ class Cell(NamedTuple):
 
 
 _MNIST = Config(dataset="binarized_mnist", prior_depth=0)
+_RESCONV = Config(dataset="binarized_mnist", network="resconv", epochs=100)
 
 
 def _prior(depth: int, paper_nll: float) -> Cell:
@@ -42,6 +43,19 @@ def _posterior(depth: int, paper_nll: float) -> Cell:
     # 1,000 samples: a MADE posterior costs five times the decoder, and fewer only overestimate.
     config = dataclasses.replace(_MNIST, posterior_depth=depth, epochs=200, nll_samples=1000)
     return Cell(depth, paper_nll, config)
+
+
+def _resconv(
+    prior_depth: int, paper_nll: float, posterior: str = "made", posterior_depth: int = 0
+) -> Cell:
+    config = dataclasses.replace(
+        _RESCONV,
+        prior_depth=prior_depth,
+        posterior=posterior,
+        posterior_depth=posterior_depth,
+        posterior_hidden=(100,) if posterior == "nvp" else (512, 512),
+    )
+    return Cell(prior_depth, paper_nll, config)
 
 
 _BASELINE = _prior(0, 90.78)
@@ -55,7 +69,18 @@ TABLES = {
             _posterior(8, 88.71),
             _posterior(12, 88.70),
         ],
-    }
+        "resconv_prior": [
+            _resconv(0, 83.11),
+            _resconv(4, 81.87),
+            _resconv(8, 81.70),
+            _resconv(12, 81.44),
+        ],
+    },
+    # As many posterior layers as prior ones.
+    2: {
+        "resconv_nvp": [_resconv(4, 81.81, "nvp", 4), _resconv(8, 81.55, "nvp", 8)],
+        "resconv_made": [_resconv(8, 80.81, "made", 8), _resconv(16, 80.60, "made", 16)],
+    },
 }
 """Huang et al. (2017): table -> column -> cells."""
 
@@ -89,7 +114,7 @@ def sweep(
                 config = dataclasses.replace(cell.config, seed=seed, **overrides)
                 name = (
                     f"{config.network}-prior{config.prior_depth}"
-                    f"-posterior{config.posterior_depth}-seed{seed}"
+                    f"-{config.posterior}{config.posterior_depth}-seed{seed}"
                 )
                 runs.setdefault(name, (cell, config, []))[2].append(column)
     results = []

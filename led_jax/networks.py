@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 from jax import Array
 
+from led_jax.convolutions import Conv
 from led_jax.densities import normal_log_prob
 from led_jax.modules import pure
 from led_jax.numerics import softplus
@@ -73,6 +74,96 @@ class MLP(nn.Module):
         return x
 
 
+class ResBlock(nn.Module):
+    """Residual convolutions of `[..., H, W, C]` with a convolution of the same stride as shortcut.
+
+    He et al. (2015), https://arxiv.org/abs/1512.03385.
+
+    Attributes:
+      hidden: number of maps between the two layers of the residual branch.
+      features: number of maps it emits.
+      stride: of the first layer and the shortcut.
+      upsample: whether the first layer and the shortcut double the maps.
+      weight_norm: whether to normalize the weights (Salimans and Kingma, 2016, eq. 2,
+        https://arxiv.org/abs/1602.07868).
+    """
+
+    hidden: int
+    features: int
+    stride: int = 1
+    upsample: bool = False
+    weight_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Applies the block."""
+        # The residual branch and the shortcut read the same patches, so they are one product.
+        first = Conv(self.hidden + self.features, self.stride, self.upsample)
+        h = _normalized(first, self.weight_norm)(x)
+        h, shortcut = h[..., : self.hidden], h[..., self.hidden :]
+        return shortcut + _normalized(Conv(self.features), self.weight_norm)(nn.elu(h))
+
+
+class ResConvEncoder(nn.Module):
+    """See `resconv_encoder`: `[..., H * W]` to `[..., size]`."""
+
+    image_shape: tuple[int, int]
+    size: int
+    features: tuple[int, ...]
+    hidden: int
+    weight_norm: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Applies the network."""
+        if x.shape[-1] != math.prod(self.image_shape):
+            raise ValueError(
+                f"encoder: expected flattened images {self.image_shape}, so [..., "
+                f"{math.prod(self.image_shape)}], got {x.shape}"
+            )
+        h = x.reshape(*x.shape[:-1], *self.image_shape, 1)
+        for width in self.features:
+            h = nn.elu(ResBlock(width, width, stride=2, weight_norm=self.weight_norm)(h))
+        h = h.reshape(*x.shape[:-1], -1)
+        h = nn.elu(_dense(self.hidden, x.dtype, self.weight_norm)(h))
+        return _dense(self.size, x.dtype, self.weight_norm)(h)
+
+
+class ResConvDecoder(nn.Module):
+    """See `resconv_decoder`: `[..., D]` to `[..., H * W]`."""
+
+    image_shape: tuple[int, int]
+    features: tuple[int, ...]
+    hidden: int
+    weight_norm: bool
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """Applies the network."""
+        # Of the encoder's input and of each of its blocks' outputs.
+        shapes, widths = [self.image_shape], (1, *self.features)
+        for _ in self.features:
+            height, width = shapes[-1]
+            shapes.append((-(-height // 2), -(-width // 2)))
+        smallest = (*shapes[-1], widths[-1])
+        h = nn.elu(_dense(self.hidden, z.dtype, self.weight_norm)(z))
+        h = _dense(math.prod(smallest), z.dtype, self.weight_norm)(h)
+        h = h.reshape(*z.shape[:-1], *smallest)
+        for i in reversed(range(len(self.features))):
+            block = ResBlock(widths[i + 1], widths[i], upsample=True, weight_norm=self.weight_norm)
+            height, width = shapes[i]
+            h = block(nn.elu(h))[..., :height, :width, :]
+        return h.reshape(*z.shape[:-1], -1)
+
+
+def _normalized(layer: nn.Module, weight_norm: bool) -> nn.Module:
+    return nn.WeightNorm(layer) if weight_norm else layer
+
+
+def _dense(size: int, dtype: Any, weight_norm: bool) -> nn.Module:
+    return _normalized(nn.Dense(size, dtype=dtype, param_dtype=dtype), weight_norm)
+
+
 def mlp_encoder(
     latent_dim: int, hidden: Sequence[int] = (200, 200), *, context_dim: int | None = None
 ) -> Encoder:
@@ -112,6 +203,53 @@ def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None
 def mlp_decoder(x_dim: int, hidden: Sequence[int] = (200, 200)) -> Decoder:
     """A fully connected decoder to `x_dim` independent Bernoulli variables."""
     return bernoulli_decoder(MLP((*hidden, x_dim)))
+
+
+def resconv_encoder(
+    image_shape: tuple[int, int],
+    latent_dim: int,
+    features: Sequence[int] = (16, 32, 32),
+    hidden: int = 450,
+    *,
+    context_dim: int | None = None,
+    weight_norm: bool = False,
+) -> Encoder:
+    """An encoder of flattened images by residual convolutions of stride 2 and ELUs.
+
+    Huang et al. (2017), table 1.
+
+    Args:
+      image_shape: (H, W) in pixels.
+      latent_dim: number of latent variables.
+      features: number of maps of each block; each halves their height and width, rounding up.
+      hidden: width of the fully connected layer after the last block.
+      context_dim: width of the context for the posterior flow; None gives no context.
+      weight_norm: whether to normalize the weights of every layer.
+    """
+    size = 2 * latent_dim + (context_dim or 0)
+    module = ResConvEncoder(image_shape, size, tuple(features), hidden, weight_norm)
+    return gaussian_encoder(module, latent_dim, context_dim)
+
+
+def resconv_decoder(
+    image_shape: tuple[int, int],
+    features: Sequence[int] = (16, 32, 32),
+    hidden: int = 450,
+    *,
+    weight_norm: bool = False,
+) -> Decoder:
+    """The mirror image of `resconv_encoder`, to independent Bernoulli variables.
+
+    Where the encoder's blocks halve a map, the decoder's double it by bilinear interpolation, and
+    cut it to the size that it has in the encoder.
+
+    Args:
+      image_shape: (H, W) in pixels.
+      features: number of maps of each of the encoder's blocks.
+      hidden: width of the first fully connected layer.
+      weight_norm: whether to normalize the weights of every layer.
+    """
+    return bernoulli_decoder(ResConvDecoder(image_shape, tuple(features), hidden, weight_norm))
 
 
 def bernoulli_decoder(module: nn.Module) -> Decoder:

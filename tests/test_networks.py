@@ -49,6 +49,71 @@ def test_the_papers_networks_have_two_hidden_layers_of_200(make):
     assert params["Dense_2"]["kernel"].shape[0] == 200 and len(params) == 3
 
 
+def test_the_papers_resconv_has_three_strided_blocks_and_a_layer_of_450():
+    encoder, decoder = networks.resconv_encoder((28, 28), 32), networks.resconv_decoder((28, 28))
+    x, z = jnp.zeros((2, 784)), jnp.zeros((2, 32))
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(encoder.init, KEY, x))
+    for i, (channels, features) in enumerate([(1, 16), (16, 32), (32, 32)]):
+        block = shapes[f"ResBlock_{i}"]
+        assert block["Conv_0"]["kernel"] == (3, 3, channels, 2 * features)  # with the shortcut
+        assert block["Conv_1"]["kernel"] == (3, 3, features, features)
+    assert shapes["Dense_0"]["kernel"] == (4 * 4 * 32, 450)
+    assert shapes["Dense_1"]["kernel"] == (450, 64)
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(decoder.init, KEY, z))
+    assert shapes["Dense_0"]["kernel"] == (32, 450)
+    assert shapes["Dense_1"]["kernel"] == (450, 4 * 4 * 32)
+    for i, (channels, features) in enumerate([(32, 32), (32, 16), (16, 1)]):
+        block = shapes[f"ResBlock_{i}"]
+        assert block["Conv_0"]["kernel"] == (3, 3, channels, channels + features)
+        assert block["Conv_1"]["kernel"] == (3, 3, channels, features)
+
+
+@pytest.mark.parametrize("image_shape,weight_norm", [((9, 6), False), ((1, 2), True)])
+def test_resconv_takes_images_of_any_size(image_shape, weight_norm):
+    kwargs = {"features": (2, 3), "hidden": 4, "weight_norm": weight_norm}
+    encoder = networks.resconv_encoder(image_shape, 3, context_dim=2, **kwargs)
+    decoder = networks.resconv_decoder(image_shape, **kwargs)
+    size = image_shape[0] * image_shape[1]
+    x = jax.random.bernoulli(KEY, 0.5, (2, 5, size)).astype(float)
+    params = jax.jit(encoder.init)(KEY, x), jax.jit(decoder.init)(KEY, normal((3,)))
+
+    @jax.jit
+    def log_prob(params, x):
+        mean, log_std, context = encoder.apply(params[0], x)
+        assert mean.shape == log_std.shape == (*x.shape[:-1], 3)
+        assert context.shape == (*x.shape[:-1], 2)
+        z = mean + log_std + context.sum(-1, keepdims=True)
+        return decoder.log_prob(params[1], z, x)
+
+    params = randomise(params)
+    value = log_prob(params, x)
+    assert value.shape == (2, 5)
+    np.testing.assert_allclose(value[1, 2], log_prob(params, x[1, 2]), rtol=1e-4)
+    gradient = jax.jit(jax.grad(lambda params: log_prob(params, x).sum()))(params)
+    assert all(np.isfinite(g).all() and np.any(g != 0) for g in jax.tree.leaves(gradient))
+
+
+def test_weight_norm_parts_the_length_of_the_weights_from_their_direction():
+    encoder = networks.resconv_encoder((4, 4), 2, (2,), 3, weight_norm=True)
+    apply, x = jax.jit(encoder.apply), normal((5, 16))
+    params = randomise(jax.jit(encoder.init)(KEY, x))
+
+    def scaled(name):
+        return jax.tree.map_with_path(
+            lambda path, leaf: 3 * leaf if path[-1].key.endswith(name) else leaf, params
+        )
+
+    before = apply(params, x).mean
+    np.testing.assert_allclose(apply(scaled("kernel"), x).mean, before, rtol=1e-4, atol=1e-5)
+    assert np.all(np.abs(apply(scaled("scale"), x).mean - before) > 1e-3)
+
+
+def test_resconv_refuses_images_of_another_size():
+    encoder = networks.resconv_encoder((6, 4), 2, (2,), 3)
+    with pytest.raises(ValueError, match=r"flattened images \(6, 4\), so \[\.\.\., 24\], got"):
+        encoder.init(KEY, jnp.zeros((2, 25)))
+
+
 def test_bernoulli_decoder(x64):
     decoder = networks.bernoulli_decoder(nn.Dense(6))
     z = 3 * normal((4, 2))

@@ -22,8 +22,37 @@ def test_the_table_is_the_papers():
     paper = {name: [cell.paper_nll for cell in cells] for name, cells in TABLES[1].items()}
     assert paper["mlp_prior"] == [90.78, 88.07, 87.47, 86.59]
     assert paper["mlp_posterior"] == [90.78, 88.89, 88.71, 88.70]
+    assert paper["resconv_prior"] == [83.11, 81.87, 81.70, 81.44]
     for cells in TABLES[1].values():
         assert [cell.depth for cell in cells] == [0, 4, 8, 12]
+    rows = [
+        (cell.paper_nll, c.network, c.latent_dim, c.prior_depth, c.posterior, c.posterior_depth)
+        for cells in TABLES[2].values()
+        for cell in cells
+        for c in [cell.config]
+    ]
+    assert rows == [
+        (81.81, "resconv", 32, 4, "nvp", 4),
+        (81.55, "resconv", 32, 8, "nvp", 8),
+        (80.81, "resconv", 32, 8, "made", 8),
+        (80.60, "resconv", 32, 16, "made", 16),
+    ]
+
+
+def test_every_cell_has_a_directory_of_its_own(tmp_path, monkeypatch):
+    directories = {}
+
+    def record(config, workdir):
+        assert directories.setdefault(workdir, config) == config
+        return {}
+
+    monkeypatch.setattr(sweep_module, "run", record)
+    for table in TABLES.values():
+        sweep(table, [0, 1], tmp_path)
+    configs = {
+        cell.config for table in TABLES.values() for cells in table.values() for cell in cells
+    }
+    assert len(directories) == 2 * len(configs)
 
 
 def test_cells_are_trained_once_and_skipped_when_done(tmp_path, monkeypatch):

@@ -1,0 +1,130 @@
+"""Convolutions that are fast on every backend, inside compiled loops too.
+
+On a CPU, XLA computes `lax.conv_general_dilated` inside a loop by a naive routine. There a
+convolution is written as shifted copies and one matrix product, which a loop does not slow down.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+
+def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """The convolution of x with a kernel, without padding.
+
+    Args:
+      x: `[..., H, W, C]`.
+      kernel: `[h, w, C, K]`.
+      stride: step along both axes.
+
+    Returns:
+      `[..., (H - h) // stride + 1, (W - w) // stride + 1, K]`.
+    """
+    batch_shape = x.shape[:-3]
+    x = _keep(x.reshape(-1, *x.shape[-3:]))
+    if jax.default_backend() != "cpu":
+        y = lax.conv_general_dilated(
+            x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    elif stride == 1 and 4 * kernel.shape[-1] <= kernel.shape[-2]:
+        y = _keep(_sum_of_shifts(x, kernel))
+    else:
+        y = _product_of_patches(x, kernel, stride)
+    return y.reshape(*batch_shape, *y.shape[1:])
+
+
+def _keep(x: Array) -> Array:
+    """Keeps x out of fusions: computed anew in each of its shifted copies, it compiles slowly."""
+    return lax.optimization_barrier(x)
+
+
+def _product_of_patches(x: Array, kernel: Array, stride: int) -> Array:
+    """Every output's patch of inputs, times the kernel as a matrix."""
+    height, width, _, features = kernel.shape
+    patches = jnp.concatenate(_shifts(x, height, width, stride), -1)
+    return patches @ kernel.reshape(-1, features)
+
+
+def _sum_of_shifts(x: Array, kernel: Array) -> Array:
+    """Every input times each of the kernel's taps, then added up: for few outputs from many."""
+    height, width, channels, features = kernel.shape
+    products = x @ jnp.moveaxis(kernel, 2, 0).reshape(channels, -1)
+    shifts = _shifts(products, height, width, 1)
+    return sum(
+        (s[..., i * features : (i + 1) * features] for i, s in enumerate(shifts)),
+        start=jnp.zeros((), x.dtype),
+    )
+
+
+def _shifts(x: Array, height: int, width: int, stride: int) -> list[Array]:
+    """For each tap of a kernel, in row-major order, the inputs that the outputs see through it."""
+    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+    return [
+        x[:, i : i + rows : stride, j : j + columns : stride]
+        for i in range(height)
+        for j in range(width)
+    ]
+
+
+# Row [phase, tap, i]: the weight of the kernel's tap i in that of the input's tap, for the even and
+# the odd entries of a line that was doubled by linear interpolation.
+_PHASES = np.array(
+    [
+        [[0.75, 0.25, 0.0], [0.25, 0.75, 0.75], [0.0, 0.0, 0.25]],
+        [[0.25, 0.0, 0.0], [0.75, 0.75, 0.25], [0.0, 0.25, 0.75]],
+    ]
+)
+
+
+def upsample_and_convolve(x: Array, kernel: Array) -> Array:
+    """Doubles a map by bilinear interpolation, then convolves it; both replicate its edges.
+
+    Interpolation and convolution are one convolution of the small map, with a kernel for each of
+    the four phases of the large one.
+
+    Args:
+      x: `[..., H, W, C]`.
+      kernel: `[3, 3, C, K]`.
+
+    Returns:
+      `[..., 2H, 2W, K]`.
+    """
+    *batch_shape, rows, columns, channels = x.shape
+    features = kernel.shape[-1]
+    phases = jnp.asarray(_PHASES, x.dtype)
+    kernels = jnp.einsum("pai,qbj,ijck->abcpqk", phases, phases, kernel)
+    padding = [(0, 0)] * len(batch_shape) + [(1, 1), (1, 1), (0, 0)]
+    y = convolve(
+        jnp.pad(lax.optimization_barrier(x), padding, mode="edge"),
+        kernels.reshape(3, 3, channels, -1),
+    )
+    y = y.reshape(*batch_shape, rows, columns, 2, 2, features)
+    y = jnp.swapaxes(y, -4, -3).reshape(*batch_shape, 2 * rows, 2 * columns, features)
+    return _keep(y)
+
+
+class Conv(nn.Module):
+    """A 3 x 3 convolution of `[..., H, W, C]` to `features` maps, with a bias.
+
+    Attributes:
+      features: number of maps it emits.
+      stride: maps shrink to ceil(H / stride) rows and ceil(W / stride) columns.
+      upsample: whether the input is doubled first, by bilinear interpolation.
+    """
+
+    features: int
+    stride: int = 1
+    upsample: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Applies the layer."""
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
+        if self.upsample:
+            return upsample_and_convolve(x, kernel) + bias
+        padding = [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
+        return convolve(jnp.pad(x, padding), kernel, self.stride) + bias

@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+from support import KEY, normal, randomise
+
+from led_jax import convolutions
+
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
+
+
+def correlate(x, kernel):
+    """The oracle: SciPy's correlation, without padding, channel by channel."""
+    return np.stack(
+        [
+            sum(
+                scipy.signal.correlate2d(x[..., c], kernel[:, :, c, k], "valid")
+                for c in range(x.shape[-1])
+            )
+            for k in range(kernel.shape[-1])
+        ],
+        -1,
+    )
+
+
+def interpolate(x):
+    """Doubles `[H, W, C]` bilinearly, its edges replicated: one more row and column all round."""
+    for axis in (0, 1):
+        size = x.shape[axis]
+        positions = (np.arange(-1, 2 * size + 1) + 0.5) / 2 - 0.5
+        low = np.floor(positions).astype(int)
+        part = (positions - low).reshape(-1, *(1,) * (2 - axis))
+        # The map is doubled first and padded then: the outermost rows repeat those inside.
+        below, above = (np.take(x, np.clip(i, 0, size - 1), axis) for i in (low, low + 1))
+        x = (1 - part) * below + part * above
+    return x
+
+
+# Few outputs from many inputs are computed another way.
+@pytest.mark.parametrize("stride,channels,features", [(1, 3, 2), (1, 8, 2), (2, 8, 2)])
+def test_convolution_and_its_gradient(x64, stride, channels, features):
+    x, kernel = normal((2, 5, 6, channels)), normal((3, 2, channels, features), seed=2)
+    y = convolutions.convolve(x, kernel, stride)
+    expected = np.stack([correlate(np.asarray(image), np.asarray(kernel)) for image in x])
+    np.testing.assert_allclose(y, expected[:, ::stride, ::stride], rtol=1e-9, atol=1e-12)
+
+    def reference(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    weight = normal(y.shape, seed=3)
+    actual, expected = (
+        jax.jit(jax.grad(lambda *args, fn=fn: (weight * fn(*args)).sum(), (0, 1)))(x, kernel)
+        for fn in (lambda x, kernel: convolutions.convolve(x, kernel, stride), reference)
+    )
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend,batch", [("cpu", ()), ("cpu", (2, 3)), ("gpu", (2, 3))])
+def test_any_batch_shape_on_every_backend(monkeypatch, batch, backend):
+    x, kernel = normal((*batch, 4, 5, 2)), normal((3, 3, 2, 4), seed=2)
+    expected = convolutions.convolve(x.reshape(-1, 4, 5, 2), kernel)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    actual = convolutions.convolve(x, kernel)
+    assert actual.shape == (*batch, 2, 3, 4)
+    np.testing.assert_allclose(actual, expected.reshape(actual.shape), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (1, 1)])
+def test_upsampling_is_interpolation_and_then_convolution(x64, shape):
+    x, kernel = normal((2, *shape, 2)), normal((3, 3, 2, 5), seed=2)
+    y = convolutions.upsample_and_convolve(x, kernel)
+    expected = np.stack(
+        [correlate(interpolate(np.asarray(image)), np.asarray(kernel)) for image in x]
+    )
+    assert y.shape == (2, 2 * shape[0], 2 * shape[1], 5)
+    np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride,shape", [(1, (5, 4)), (2, (3, 2))])
+def test_layer_pads_with_zeros(stride, shape):
+    layer, x = convolutions.Conv(3, stride), normal((2, 5, 4, 2))
+    params = randomise(layer.init(KEY, x)["params"])
+    y = layer.apply({"params": params}, x)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = convolutions.convolve(padded, params["kernel"], stride) + params["bias"]
+    assert y.shape == (2, *shape, 3)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
