@@ -18,8 +18,10 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
     """y_i = transformer(x_i; conditioner(x_1, ..., x_{i-1})) on vectors `[..., D]`.
 
     As it stands this is an inverse autoregressive flow (Kingma et al., 2016,
-    https://arxiv.org/abs/1606.04934): `apply` costs one pass of the conditioner, `inverse` costs D
-    passes, in one compiled loop. `invert` gives a masked autoregressive flow (Papamakarios,
+    https://arxiv.org/abs/1606.04934): `apply` costs one pass of the conditioner, `inverse` a
+    compiled loop of D steps. With `made` the steps together cost about one pass, each computing
+    the hidden units of one degree; with a conditioner that has no method `incremental` each is a
+    whole pass. `invert` gives a masked autoregressive flow (Papamakarios,
     Pavlakou and Murray, 2017, https://arxiv.org/abs/1705.07057), with the costs exchanged: for a
     posterior, which samples, take the former; for a prior, which scores, the latter.
 
@@ -41,27 +43,42 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
                 f"autoregressive: {type(module).__name__} is no autoregressive network; take "
                 "made(...), or a module whose class says is_autoregressive = True"
             )
-        return pure(module)
+        return module
 
     def raw(params: Params, x: Array, context: Array | None) -> Array:
-        return network(x)[1](params, x, context)
+        return pure(network(x))[1](params, x, context)
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
-        return network(x)[0](key, x, context)
+        return pure(network(x))[0](key, x, context)
 
     def apply(params: Params, x: Array, context: Array | None = None):
         y, log_det = transformer.apply(raw(params, x, context), x)
         return y, log_det.sum(-1)
 
-    def inverse(params: Params, y: Array, context: Array | None = None):
-        def set_entry(x: Array, i: Array):
-            # Later entries stay zero until their turn: finite, whatever they will depend on.
-            candidate, _ = transformer.inverse(raw(params, x, context), y)
-            return jnp.where(jnp.arange(y.shape[-1]) == i, candidate, x), None
+    def incremental(params: Params, x: Array, context: Array | None):
+        module = network(x)
+        if hasattr(module, "incremental"):
+            return module.incremental(params, x, context)
 
-        x, _ = jax.lax.scan(set_entry, jnp.zeros_like(y), jnp.arange(y.shape[-1]))
-        _, log_det = transformer.inverse(raw(params, x, context), y)
-        return x, log_det.sum(-1)
+        def step(cache, x: Array, i: Array):
+            return jax.lax.dynamic_slice_in_dim(raw(params, x, context), i, 1, -1), cache
+
+        return (), step
+
+    def inverse(params: Params, y: Array, context: Array | None = None):
+        cache, step = incremental(params, y, context)
+
+        def set_entry(carry, i: Array):
+            x, cache = carry
+            entry_raw, cache = step(cache, x, i)
+            entry = jax.lax.dynamic_slice_in_dim(y, i, 1, -1)
+            entry, log_det = transformer.inverse(entry_raw, entry)
+            return (jax.lax.dynamic_update_slice_in_dim(x, entry, i, -1), cache), log_det[..., 0]
+
+        # Later entries stay zero until their turn: finite, whatever they will depend on.
+        start = jnp.zeros_like(y), cache
+        (x, _), log_dets = jax.lax.scan(set_entry, start, jnp.arange(y.shape[-1]))
+        return x, log_dets.sum(0)
 
     return Flow(init, apply, inverse)
 

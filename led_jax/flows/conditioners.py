@@ -2,12 +2,14 @@
 
 A conditioner is a function `(num_params, size) -> flax.linen.Module`; the module maps an input
 `[..., K]` and a context `[..., context_dim]` (or None) to `[..., num_params, size]`. The last
-layer starts at zero, so that a fresh layer is the identity or close to it.
+layer starts at zero, so that a fresh layer is the identity or close to it. An autoregressive
+module says `is_autoregressive = True`, and may have a method `incremental` as `MADE` does.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,6 +18,8 @@ import numpy as np
 from jax import Array
 
 from led_jax.flows import masks
+from led_jax.flows.base import Params
+from led_jax.modules import pure
 
 Conditioner = Callable[[int, int], nn.Module]
 
@@ -95,16 +99,64 @@ class MADE(nn.Module):
         """Maps x `[..., size]` to `[..., num_params, size]`."""
         if x.shape[-1] != self.size:
             raise ValueError(f"made: expected an input [..., {self.size}], got {x.shape}")
-        h, degrees = x, np.arange(1, self.size + 1)
-        for i, width in enumerate(self.hidden):
-            # Units of degree 0 see the context alone: without them the first output could not.
-            lowest = 1 if self.context_dim is None else 0
-            hidden_degrees = masks.hidden_degrees(width, self.size, lowest=lowest)
-            h = _MaskedDense(degrees, hidden_degrees, gain=2.0)(h)[..., 0, :]
+        *hidden, last = self._layers()
+        h = x
+        for i, layer in enumerate(hidden):
+            h = layer(h)[..., 0, :]
             if i == 0 and self.context_dim is not None:
                 h = _ContextDense(self.context_dim)(h, context)
-            h, degrees = self.activation(h), hidden_degrees
-        return _MaskedDense(degrees, np.arange(self.size), self.num_params)(h)
+            h = self.activation(h)
+        return last(h)
+
+    @nn.nowrap
+    def incremental(
+        self, params: Params, x: Array, context: Array | None = None
+    ) -> tuple[Any, Callable[[Any, Array, Array], tuple[Array, Any]]]:
+        """The outputs one after the other, each from the hidden units that only it still lacks.
+
+        All D steps together cost about one call. Degrees ascend, so the units of one degree are
+        neighbours, and those of lower degrees are known from the steps before.
+
+        Args:
+          params: parameters of the module.
+          x: an input `[..., size]`, of which shape and dtype count.
+          context: `[..., context_dim]`, or None.
+
+        Returns:
+          `(cache, step)`; for i = 0, 1, ..., `step(cache, x, i)` returns output i,
+          `[..., num_params, 1]`, and the next cache. It reads x_0 to x_{i-1}; later entries may
+          hold anything finite.
+        """
+        cache = tuple(jnp.zeros((*x.shape[:-1], width), x.dtype) for width in self.hidden)
+        offsets = [jnp.zeros((), x.dtype)] * (len(self.hidden) + 1)
+        if self.context_dim is not None:
+            _, add_context = pure(_ContextDense(self.context_dim))
+            of_context = add_context(params["_ContextDense_0"], cache[0], context)
+            offsets[0] = of_context[..., None, :]
+        *hidden, last = [
+            layer.by_degree(params[f"_MaskedDense_{i}"], offset)
+            for i, (layer, offset) in enumerate(zip(self._layers(), offsets, strict=True))
+        ]
+
+        def step(cache, x: Array, i: Array):
+            h, activations = x, []
+            for layer, known in zip(hidden, cache, strict=True):
+                units, start = layer(h, i)
+                units = self.activation(units[..., 0, :])
+                h = jax.lax.dynamic_update_slice_in_dim(known, units, start, -1)
+                activations.append(h)
+            return last(h, i)[0], tuple(activations)
+
+        return cache, step
+
+    @nn.nowrap
+    def _layers(self) -> "list[_MaskedDense]":
+        # Units of degree 0 see the context alone: without them the first output could not.
+        lowest = 1 if self.context_dim is None else 0
+        degrees = [np.arange(1, self.size + 1)]
+        degrees += [masks.hidden_degrees(width, self.size, lowest=lowest) for width in self.hidden]
+        hidden = [_MaskedDense(*pair, gain=2.0) for pair in itertools.pairwise(degrees)]
+        return [*hidden, _MaskedDense(degrees[-1], np.arange(self.size), self.num_params)]
 
 
 class _MaskedDense(nn.Module):
@@ -121,21 +173,56 @@ class _MaskedDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        size = len(self.out_degrees)
-        num_blocks = _num_blocks(len(self.in_degrees), size)
         outputs = []
-        for i, columns in enumerate(np.array_split(np.arange(size), num_blocks)):
-            out_degrees = self.out_degrees[columns]
-            rows = int(np.searchsorted(self.in_degrees, out_degrees[-1], "right"))
-            mask = np.tile(self.in_degrees[:rows, None] <= out_degrees, self.num_params)
-            if rows:
+        for i, mask in enumerate(self._block_masks()):
+            if len(mask):
                 kernel = self.param(f"kernel_{i}", _masked_normal, mask, self.gain, x.dtype)
-                y = x[..., :rows] @ jnp.where(mask, kernel, 0).astype(x.dtype)
+                y = x[..., : len(mask)] @ jnp.where(mask, kernel, 0).astype(x.dtype)
             else:
                 y = jnp.zeros((*x.shape[:-1], mask.shape[1]), x.dtype)
-            outputs.append(y.reshape(*y.shape[:-1], self.num_params, len(columns)))
+            columns = mask.shape[1] // self.num_params
+            outputs.append(y.reshape(*y.shape[:-1], self.num_params, columns))
+        size = len(self.out_degrees)
         bias = self.param("bias", nn.initializers.zeros, (self.num_params, size), x.dtype)
         return jnp.concatenate(outputs, -1) + bias.astype(x.dtype)
+
+    def by_degree(
+        self, params: Params, offset: Array
+    ) -> Callable[[Array, Array], tuple[Array, Array]]:
+        """The layer plus `offset` `[..., 1, size]`, as a function from an input and a degree.
+
+        It returns the outputs of that degree, `[..., num_params, n]`, and the index of the first.
+        n is the largest number of outputs of one degree. Where a degree has fewer, neighbours fill
+        up: those of lower degree are right, those of higher degree wait for inputs still unknown.
+        """
+        blocks = []
+        for i, mask in enumerate(self._block_masks()):
+            kernel = jnp.where(mask, params.get(f"kernel_{i}", 0), 0).astype(offset.dtype)
+            kernel = kernel.reshape(len(mask), self.num_params, mask.shape[1] // self.num_params)
+            unseen = len(self.in_degrees) - len(mask)
+            blocks.append(jnp.pad(kernel, ((0, unseen), (0, 0), (0, 0))))
+        kernel = jnp.concatenate(blocks, -1)
+        bias = params["bias"].astype(offset.dtype) + offset
+        n = int(np.bincount(self.out_degrees).max())
+
+        def outputs(x: Array, degree: Array) -> tuple[Array, Array]:
+            start = jnp.minimum((self.out_degrees < degree).sum(), len(self.out_degrees) - n)
+            columns = partial(
+                jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=n, axis=-1
+            )
+            return jnp.tensordot(x, columns(kernel), 1) + columns(bias), start
+
+        return outputs
+
+    def _block_masks(self) -> list[np.ndarray]:
+        """For each block of columns: rows that it reads x columns, repeated for each parameter."""
+        num_blocks = _num_blocks(len(self.in_degrees), len(self.out_degrees))
+        block_masks = []
+        for out_degrees in np.array_split(self.out_degrees, num_blocks):
+            rows = int(np.searchsorted(self.in_degrees, out_degrees[-1], "right"))
+            mask = self.in_degrees[:rows, None] <= out_degrees
+            block_masks.append(np.tile(mask, self.num_params))
+        return block_masks
 
 
 def _num_blocks(rows: int, columns: int) -> int:
