@@ -94,7 +94,8 @@ def iaf(
     """A stack of inverse autoregressive layers with MADE conditioners.
 
     The order of the entries is reversed between layers. Kingma et al. (2016),
-    https://arxiv.org/abs/1606.04934. `apply` costs one pass a layer, `inverse` D passes.
+    https://arxiv.org/abs/1606.04934. `apply` costs one pass a layer, `inverse` D steps
+    that together cost about one.
 
     Args:
       event_shape: shape of the event, read in row-major order.

@@ -1,7 +1,13 @@
+import math
+
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
+from jax.test_util import check_grads
 from support import KEY, normal, randomise
 from support.cases import smooth_made
 
@@ -79,6 +85,93 @@ def test_the_default_conditioner_has_two_hidden_layers_of_512():
         assert 512 in widths
         assert jax.eval_shape(flow.apply, params, x)[0].shape == (2, dim)
         assert jax.eval_shape(flow.inverse, params, x)[0].shape == (2, dim)
+
+
+class WholePasses(nn.Module):
+    """The same network without its method `incremental`."""
+
+    made: nn.Module
+    is_autoregressive = True
+
+    @nn.compact
+    def __call__(self, x, context=None):
+        return self.made(x, context)
+
+
+TRANSFORMERS = [
+    value for name in flows.__all__ if isinstance(value := getattr(flows, name), flows.Transformer)
+]
+SEQUENTIAL = [
+    *((dim, context_dim, flows.affine) for dim in (1, 2, 50, 257) for context_dim in (None, 2)),
+    *((7, 2, transformer) for transformer in TRANSFORMERS),
+]
+
+
+@pytest.mark.parametrize("dim,context_dim,transformer", SEQUENTIAL)
+def test_sequential_direction_equals_whole_passes_and_undoes_the_parallel_one(
+    x64, dim, context_dim, transformer
+):
+    """Hidden layers are wider and narrower than the event, so degrees have many units or none."""
+    conditioner = flows.made((300, 20), context_dim=context_dim)
+    flow = flows.autoregressive(conditioner, transformer)
+    whole = flows.autoregressive(lambda *sizes: WholePasses(conditioner(*sizes)), transformer)
+    y = normal((3, dim))
+    context = None if context_dim is None else normal((3, context_dim))
+    shapes = jax.eval_shape(flow.init, KEY, y, context)
+    params = randomise(jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), shapes), 0.1)
+
+    @jax.jit
+    def ways(params):
+        x, log_det = flow.inverse(params, y, context)
+        inverse = whole.inverse({"made": params}, y, context)
+        return (x, log_det), inverse, flow.apply(params, x, context)
+
+    (x, log_det), inverse, (again, log_det_back) = ways(params)
+    assert np.abs(x - y).max() > 0.01
+    chex.assert_trees_all_close(inverse, (x, log_det), rtol=1e-9)
+    chex.assert_trees_all_close((again, -log_det_back), (y, log_det), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype,limit", [("float32", 1e-5), ("bfloat16", 0.2)])
+def test_sequential_direction_in_low_precision(dtype, limit):
+    flow = flows.autoregressive(flows.made((9, 30), context_dim=2))
+    y, context = normal((20, 6), dtype=dtype), normal((20, 2), dtype=dtype)
+    params = randomise(jax.jit(flow.init)(KEY, y, context), 0.1)
+    x, log_det = jax.jit(flow.inverse)(params, y, context)
+    again, log_det_back = jax.jit(flow.apply)(params, x, context)
+    assert x.dtype == log_det.dtype == dtype
+    for error in (again - y, log_det + log_det_back):
+        assert np.abs(error.astype(np.float32)).max() < limit
+
+
+def test_sequential_direction_is_differentiable(x64):
+    flow = flows.autoregressive(smooth_made((9, 8), context_dim=2))
+    y, context = normal((2, 4)), normal((2, 2))
+    params = randomise(jax.jit(flow.init)(KEY, y, context))
+    check_grads(jax.jit(flow.inverse), (params, y, context), order=1, modes=("fwd", "rev"))
+
+
+def matmul_flops(jaxpr):
+    """Operations of a program's matrix products."""
+    flops = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            ((contracted, _), _), (left, *_) = eqn.params["dimension_numbers"], eqn.invars
+            flops += (
+                2 * eqn.outvars[0].aval.size * math.prod(left.aval.shape[i] for i in contracted)
+            )
+        inner = [matmul_flops(sub) for sub in jaxprs_in_params(eqn.params)]
+        flops += eqn.params.get("length", 1) * sum(inner)
+    return flops
+
+
+def test_sequential_direction_costs_about_one_pass():
+    flow = flows.autoregressive(flows.made((128, 128)))
+    y = jnp.zeros((8, 20))
+    params = jax.eval_shape(flow.init, KEY, y)
+    one_pass = 2 * 8 * (20 * 128 + 128 * 128 + 128 * 40)
+    inverse = matmul_flops(jax.make_jaxpr(flow.inverse)(params, y).jaxpr)
+    assert one_pass <= inverse < 1.2 * one_pass
 
 
 def test_each_direction_is_one_program():
