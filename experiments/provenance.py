@@ -1,8 +1,10 @@
-"""Where a number comes from: versions and hardware."""
+"""Where a number comes from: command, versions and hardware."""
 
+import datetime
 import os
 import pathlib
 import platform
+from typing import Any
 
 import flax
 import jax
@@ -10,6 +12,16 @@ import numpy as np
 import optax
 
 import led_jax
+
+
+def origin(command: str) -> dict[str, Any]:
+    """What every result says of itself: its command, versions, hardware and date."""
+    return {
+        "command": command,
+        "versions": versions(),
+        "hardware": hardware(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
 
 
 def versions() -> dict[str, str]:

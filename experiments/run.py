@@ -1,6 +1,5 @@
 """One run, from a configuration to a result: training, selection, evaluation and pictures."""
 
-import datetime
 import json
 import pathlib
 import statistics
@@ -77,10 +76,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         "compile_seconds": log["compile_seconds"],
         "seconds_per_epoch": statistics.median(seconds[1:] or seconds),
         "seconds_train": log["seconds_train"],
-        "command": config.to_command(),
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        **provenance.origin(config.to_command()),
     }
     write_json(result_path, result)
     return result

@@ -91,7 +91,7 @@ class LED(NamedTuple):
         """
         if encoding is None:
             encoding = self.encoder.apply(params["encoder"], x)
-        z, log_posterior = self._posterior_sample(params, key, encoding, sample_shape)
+        z, log_posterior = self.posterior_sample_and_log_prob(params, key, encoding, sample_shape)
         terms = Elbo(
             log_likelihood=self.decoder.log_prob(params["decoder"], z, x),
             log_prior=self.prior.log_prob(params["prior"], z),
@@ -102,7 +102,9 @@ class LED(NamedTuple):
 
     def encode(self, params: Params, key: Array, x: Array) -> Array:
         """A draw z ~ q(z|x), `[..., *latent_shape]`, for x `[..., *x_shape]`."""
-        return self._posterior_sample(params, key, self.encoder.apply(params["encoder"], x))[0]
+        return self.posterior_sample_and_log_prob(
+            params, key, self.encoder.apply(params["encoder"], x)
+        )[0]
 
     def reconstruct(self, params: Params, key: Array, x: Array) -> Array:
         """The decoder's mean at a draw z ~ q(z|x), in the shape of x `[..., *x_shape]`."""
@@ -114,9 +116,20 @@ class LED(NamedTuple):
         z, _ = self.prior.sample_and_log_prob(params["prior"], prior_key, sample_shape)
         return self.decoder.sample(params["decoder"], decoder_key, z)
 
-    def _posterior_sample(
+    def posterior_sample_and_log_prob(
         self, params: Params, key: Array, encoding: Encoding, sample_shape: tuple[int, ...] = ()
     ) -> tuple[Array, Array]:
+        """Draws z ~ q(z|x) and log q(z|x), without inverting the flow.
+
+        Args:
+          params: parameters.
+          key: PRNG key.
+          encoding: the encoder's output for x `[..., *x_shape]`.
+          sample_shape: shape of independent draws for every x.
+
+        Returns:
+          z `[*sample_shape, ..., *latent_shape]` and log q(z|x) `[*sample_shape, ...]` in nats.
+        """
         mean, log_std, context = encoding
         noise = jax.random.normal(key, (*sample_shape, *mean.shape), mean.dtype)
         z, log_det = self.posterior.apply(
@@ -125,3 +138,23 @@ class LED(NamedTuple):
         log_base = normal_log_prob(noise) - log_std
         event_axes = tuple(range(log_det.ndim - log_base.ndim, 0))
         return z, log_base.sum(event_axes) - log_det
+
+    def posterior_log_prob(self, params: Params, z: Array, encoding: Encoding) -> Array:
+        """Log q(z|x) at any z, which inverts the flow.
+
+        Args:
+          params: parameters.
+          z: points `[..., *latent_shape]`, whose batch axes broadcast against those of x.
+          encoding: the encoder's output for x.
+
+        Returns:
+          Log-densities in nats, of the common batch shape. A flow that reads no context is inverted
+          once for each z, one that does for each pair of z and x.
+        """
+        mean, log_std, context = encoding
+        if context is not None:
+            z = jnp.broadcast_to(z, jnp.broadcast_shapes(z.shape, mean.shape))
+        base, log_det = self.posterior.inverse(params["posterior"], z, context)
+        log_base = normal_log_prob((base - mean) * jnp.exp(-log_std)) - log_std
+        event_axes = tuple(range(log_det.ndim - base.ndim, 0))
+        return log_base.sum(event_axes) + log_det

@@ -1,7 +1,8 @@
 """Pictures of runs. Every function writes one PNG."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -75,6 +76,83 @@ def depth_curves(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
+    _save_figure(path, figure)
+
+
+class Panel(NamedTuple):
+    """A density over a part of the plane.
+
+    Attributes:
+      title: what stands above it.
+      density: `[H, W]`, from the bottom row to the top one.
+      extent: (left, right, bottom, top).
+      contours: `[H, W]`, a second density, drawn as lines; None for none.
+    """
+
+    title: str
+    density: np.ndarray
+    extent: tuple[float, float, float, float]
+    contours: np.ndarray | None = None
+
+
+def density_maps(path: str | os.PathLike, rows: Sequence[Sequence[Panel]]) -> None:
+    """Densities over the plane, each on a color scale of its own from 0 to its maximum.
+
+    Args:
+      path: file to write.
+      rows: panels, rows from top to bottom, all of one length.
+    """
+    shape = len(rows), len(rows[0])
+    size = (2.1 * shape[1], 2.3 * shape[0])
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+    for panels, axes_row in zip(rows, grid, strict=True):
+        for panel, axes in zip(panels, axes_row, strict=True):
+            axes.imshow(panel.density, extent=panel.extent, origin="lower", cmap="Blues", vmin=0)
+            if panel.contours is not None:
+                levels = panel.contours.max() * np.array([0.05, 0.3, 0.8])
+                axes.contour(
+                    panel.contours,
+                    levels,
+                    extent=panel.extent,
+                    colors="C1",
+                    linewidths=1,
+                )
+            axes.set_title(panel.title, fontsize=9)
+            axes.tick_params(labelsize=7)
+    _save_figure(path, figure)
+
+
+def marginal_matching(
+    path: str | os.PathLike,
+    depths: Sequence[int],
+    terms: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    samples: Mapping[str, np.ndarray],
+) -> None:
+    """Parts of the KL against the prior's depth, and rows of images for each depth.
+
+    Args:
+      path: file to write.
+      depths: number of prior layers of each run.
+      terms: label -> (values in nats, standard errors), one a run.
+      samples: title -> images `[runs, columns, H, W]` between 0 (white) and 1 (black).
+    """
+    ratios = [1.4, *(1 for _ in samples)]
+    figure, axes = plt.subplots(
+        1, len(ratios), figsize=(11, 3.4), width_ratios=ratios, layout="constrained"
+    )
+    for label, (values, errors) in terms.items():
+        axes[0].errorbar(depths, values, errors, marker="o", label=label)
+    axes[0].set(xlabel="number of prior layers", ylabel="nats", ylim=(0, None))
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].grid(alpha=0.3)
+    axes[0].legend()
+    for side, (title, images) in zip(axes[1:], samples.items(), strict=True):
+        rows, columns, height, width = images.shape
+        canvas = images.swapaxes(1, 2).reshape(rows * height, columns * width)
+        side.imshow(canvas, cmap="gray_r", vmin=0, vmax=1)
+        side.set_yticks((np.arange(rows) + 0.5) * height, [f"{d} layers" for d in depths])
+        side.set_xticks([])
+        side.set_title(title)
     _save_figure(path, figure)
 
 

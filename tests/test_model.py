@@ -174,3 +174,26 @@ def test_wrong_width_of_x():
     led, params, _ = small_built()
     with pytest.raises(ValueError, match=r"expected x of shape \[\.\.\., 5\], got \(4, 6\)"):
         led.decoder.log_prob(params["decoder"], normal((4, 3)), normal((4, 6)))
+
+
+@pytest.mark.parametrize("make", [lambda: (LED_MODEL, Truth().params, data(4)), small_built])
+def test_posterior_log_prob_scores_its_own_samples(x64, make):
+    led, params, x = make()
+    encoding = led.encoder.apply(params["encoder"], x)
+    z, log_prob = led.posterior_sample_and_log_prob(params, KEY, encoding, (3,))
+    np.testing.assert_allclose(led.posterior_log_prob(params, z, encoding), log_prob, rtol=1e-6)
+    # One z against all x, and every pair.
+    pairs = led.posterior_log_prob(params, z[0][:, None], encoding)
+    assert pairs.shape == (4, 4)
+    np.testing.assert_allclose(jnp.diagonal(pairs), log_prob[0], rtol=1e-6)
+    row = led.posterior_log_prob(params, z[0, 1], encoding)
+    np.testing.assert_allclose(row, pairs[1], rtol=1e-6)
+
+
+def test_posterior_log_prob_is_the_normal_of_the_closed_form(x64):
+    truth, x = Truth(shift=0.3, spread=1.3), data(5)
+    encoding = LED_MODEL.encoder.apply(truth.params["encoder"], x)
+    z = truth.mean(x) + 2 * normal((5, 2))
+    expected = scipy.stats.norm.logpdf(z, truth.mean(x), truth.std).sum(-1)
+    actual = LED_MODEL.posterior_log_prob(truth.params, z, encoding)
+    np.testing.assert_allclose(actual, expected, rtol=1e-9)

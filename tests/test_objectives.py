@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import KEY
-from support.linear_gaussian import LED_MODEL, Truth, data
+from support import KEY, normal, randomise
+from support.linear_gaussian import LED_MODEL, MARGINAL_COV, MARGINAL_MEAN, M, T, Truth, data
 
-from led_jax import objectives
+from led_jax import densities, flows, networks, objectives
+from led_jax.model import LED
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -202,3 +204,128 @@ def test_nll_of_nothing(rows, sizes, given):
 def test_a_bound_of_no_samples():
     with pytest.raises(ValueError, match="num_samples of 1 or more, got 0"):
         objectives.importance_weighted_bound(LED_MODEL, Truth().params, KEY, data(2), 0)
+
+
+def mixture_log_prob(truth, z, x):
+    """The aggregated posterior of rows x, component by component."""
+    parts = [scipy.stats.multivariate_normal(m, np.diag(truth.std**2)) for m in truth.mean(x)]
+    return scipy.special.logsumexp([part.logpdf(z) for part in parts], axis=0) - np.log(len(x))
+
+
+def test_aggregated_posterior_is_the_whole_mixture(x64):
+    truth, x = Truth(**OFF), data(70)
+    z = np.concatenate([truth.mean(x[:9]), 3 * normal((70, 2))])
+    encoding = objectives.encode_all(LED_MODEL, truth.params, x, batch_size=30)
+    actual = objectives.aggregated_posterior_log_prob(LED_MODEL, truth.params, z, encoding)
+    np.testing.assert_allclose(actual, mixture_log_prob(truth, z, x), rtol=1e-9)
+    # With a context, even one that the flow ignores, each pair of z and x inverts the flow.
+    pairs = encoding._replace(context=jnp.zeros((70, 1)))
+    again = objectives.aggregated_posterior_log_prob(LED_MODEL, truth.params, z, pairs)
+    np.testing.assert_allclose(again, actual, rtol=1e-9)
+
+
+def test_aggregated_posterior_of_narrow_components_far_from_the_origin():
+    """In float32, where expanded squares that are not centered would cancel to nothing."""
+    rng = np.random.default_rng(0)
+    mean, std = 100 + rng.normal(size=(500, 8)), np.exp(rng.normal(-3, 0.3, (500, 8)))
+    z = mean[:50] + std[:50] * rng.normal(size=(50, 8))
+    log_parts = scipy.stats.norm.logpdf(z[:, None], mean, std).sum(-1)
+    expected = scipy.special.logsumexp(log_parts, axis=1) - np.log(500)
+    encoding = networks.Encoding(*(jnp.asarray(a, jnp.float32) for a in (mean, np.log(std))))
+    led, params = LED_MODEL._replace(posterior=flows.chain()), {"posterior": ()}
+    actual = objectives.aggregated_posterior_log_prob(
+        led, params, jnp.asarray(z, jnp.float32), encoding
+    )
+    np.testing.assert_allclose(actual, expected, atol=0.01)
+
+
+def test_aggregated_posterior_of_a_flow_with_context_integrates_to_one(x64):
+    led = LED(
+        networks.mlp_encoder(2, (5,), context_dim=3),
+        flows.real_nvp((2,), 2, hidden=(5,), context_dim=3),
+        densities.standard_normal((2,)),
+        networks.mlp_decoder(4, (5,)),
+    )
+    x = normal((6, 4))
+    params = randomise(led.init(KEY, x))
+    encoding = objectives.encode_all(led, params, x)
+    ticks = jnp.linspace(-12, 12, 240)
+    z = jnp.stack(jnp.meshgrid(ticks, ticks), -1).reshape(-1, 2)
+    q = jnp.exp(objectives.aggregated_posterior_log_prob(led, params, z, encoding))
+    np.testing.assert_allclose(q.sum() * (ticks[1] - ticks[0]) ** 2, 1, atol=1e-3)
+    # Components differ: the mixture is no single one of them.
+    single = objectives.aggregated_posterior_log_prob(
+        led, params, z, jax.tree.map(lambda leaf: leaf[:1], encoding)
+    )
+    assert jnp.abs(q - jnp.exp(single)).max() > 0.01
+
+
+def standard_scores(values, expected):
+    return (values.mean() - expected) / (values.std() / math.sqrt(len(values)))
+
+
+def test_marginal_matching_has_the_closed_forms_of_a_linear_gaussian_model():
+    truth, x = Truth(**OFF), data(4000)
+    terms = objectives.marginal_matching(LED_MODEL, truth.params, KEY, x, 3000)
+    origin = truth.mean(np.zeros(3))
+    slope = truth.mean(np.eye(3)) - origin
+    mean = origin + MARGINAL_MEAN @ slope
+    cov = slope.T @ MARGINAL_COV @ slope + np.diag(truth.std**2)
+    log_det = np.linalg.slogdet(cov)[1]
+    information = log_det / 2 - np.log(truth.std).sum()
+    deviation = ((np.diag(cov) + (mean - M) ** 2) / T**2).sum()
+    marginal_kl = (deviation - 2 - log_det) / 2 + np.log(T).sum()
+    # 4,000 rows are not the population: 0.02 nats on top of the sampling error.
+    assert terms.mutual_information.mean() == pytest.approx(information, abs=0.1)
+    assert terms.marginal_kl.mean() == pytest.approx(marginal_kl, abs=0.1)
+    assert marginal_kl > 0.2 and information > 0.5
+    log_likelihood, log_prior, log_posterior = (term.mean() for term in truth.terms(x))
+    assert abs(standard_scores(terms.kl, log_posterior - log_prior)) < 4
+    assert abs(standard_scores(terms.log_likelihood, log_likelihood)) < 4
+    exact = objectives.marginal_matching(LED_MODEL, Truth().params, KEY, x, 3000)
+    assert exact.marginal_kl.mean() == pytest.approx(0, abs=0.02)  # q(z|x) = p(z|x), eq. 2.
+
+
+def test_marginal_matching_is_the_quadrature_of_a_small_mixture():
+    truth, x = Truth(**OFF), data(30)
+    terms = objectives.marginal_matching(LED_MODEL, truth.params, KEY, x, 4000)
+    ticks = np.linspace(-8, 8, 250)
+    z = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
+    log_q, area = mixture_log_prob(truth, z, x), (ticks[1] - ticks[0]) ** 2
+    log_p = scipy.stats.norm.logpdf(z, M, T).sum(-1)
+    marginal_kl = (np.exp(log_q) * (log_q - log_p)).sum() * area
+    conditional_entropy = scipy.stats.norm.entropy(scale=truth.std).sum()
+    information = -(np.exp(log_q) * log_q).sum() * area - conditional_entropy
+    assert abs(standard_scores(terms.marginal_kl, marginal_kl)) < 4
+    assert abs(standard_scores(terms.mutual_information, information)) < 4
+    assert terms.mutual_information.max() < math.log(30) + 1e-3
+
+
+@pytest.mark.parametrize("num_samples,samples_per_chunk", [(1, 100), (7, 3), (6, 3)])
+def test_marginal_matching_of_one_row_has_no_information(num_samples, samples_per_chunk):
+    done = []
+    terms = objectives.marginal_matching(
+        LED_MODEL,
+        Truth().params,
+        KEY,
+        data(1),
+        num_samples,
+        samples_per_chunk=samples_per_chunk,
+        progress=done.append,
+    )
+    assert all(isinstance(leaf, np.ndarray) and leaf.shape == (num_samples,) for leaf in terms)
+    np.testing.assert_allclose(terms.mutual_information, 0, atol=1e-4)
+    assert len(np.unique(terms.marginal_kl)) == num_samples == sum(done)
+
+
+@pytest.mark.parametrize(
+    "rows,sizes,given",
+    [
+        (0, {}, "0 rows"),
+        (2, {"num_samples": 0}, "num_samples=0"),
+        (2, {"samples_per_chunk": -1}, "samples_per_chunk=-1"),
+    ],
+)
+def test_marginal_matching_of_nothing(rows, sizes, given):
+    with pytest.raises(ValueError, match=f"at least one row and positive sizes, got .*{given}"):
+        objectives.marginal_matching(LED_MODEL, Truth().params, KEY, data(rows), **sizes)

@@ -78,3 +78,46 @@ def test_depth_curves(tmp_path):
     }
     plots.depth_curves(str(tmp_path / "table.png"), columns)
     assert plt.imread(tmp_path / "table.png").shape[0] > 100
+
+
+def drawn(monkeypatch, draw, *args):
+    figures = []
+    monkeypatch.setattr(plots, "_save_figure", lambda path, figure: figures.append(figure))
+    draw("unused.png", *args)
+    plt.close(figures[0])
+    return figures[0]
+
+
+def test_density_maps_put_each_panel_in_its_place(tmp_path, monkeypatch):
+    values = np.arange(12.0).reshape(3, 4)
+    plain = plots.Panel("plain", values, (0, 4, -1, 2))
+    lines = plots.Panel("lines", values + 1, (0, 4, -1, 2), values)
+    figure = drawn(monkeypatch, plots.density_maps, [[plain, lines], [lines, plain]])
+    assert [axes.get_title() for axes in figure.axes] == ["plain", "lines", "lines", "plain"]
+    for axes, contours in zip(figure.axes, (0, 1, 1, 0), strict=True):
+        image = axes.images[0]
+        np.testing.assert_array_equal(image.get_array(), values + contours)
+        assert image.origin == "lower" and image.get_clim()[0] == 0
+        assert tuple(image.get_extent()) == (0, 4, -1, 2)
+        assert len(axes.collections) == contours
+    monkeypatch.undo()
+    plots.density_maps(tmp_path / "maps.png", [[plain]])
+    assert plt.imread(tmp_path / "maps.png").ndim == 3
+
+
+def test_marginal_matching_draws_terms_and_images(monkeypatch):
+    images = np.zeros((2, 3, 4, 5))
+    images[1, 2] = 1
+    terms = {"first": ([1.0, 2.0], [0.1, 0.1]), "second": ([3.0, 2.5], [0.2, 0.2])}
+    samples = {"left": images, "right": 1 - images}
+    figure = drawn(monkeypatch, plots.marginal_matching, [0, 4], terms, samples)
+    curves, left, right = figure.axes
+    for container, (values, _) in zip(curves.containers, terms.values(), strict=True):
+        np.testing.assert_array_equal(
+            container.lines[0].get_xydata(), np.stack([[0, 4], values], 1)
+        )
+    canvas = np.zeros((8, 15))
+    canvas[4:, 10:] = 1
+    np.testing.assert_array_equal(left.images[0].get_array(), canvas)
+    np.testing.assert_array_equal(right.images[0].get_array(), 1 - canvas)
+    assert left.get_title() == "left" and right.get_title() == "right"

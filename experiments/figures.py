@@ -1,0 +1,46 @@
+"""What the binaries that draw a figure share: their flags, and how a result is written."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+
+from experiments import provenance
+from experiments.config import start, write_json
+
+
+def define_flags(workdir: str = "Directory to write to.") -> None:
+    """Defines --workdir, --seed and --fast."""
+    flags.DEFINE_string("workdir", "", workdir)
+    flags.DEFINE_integer("seed", 0, "Seed of everything random but the splits of data sets.", 0)
+    flags.DEFINE_bool("fast", False, "A short and coarse version, to see that all works.")
+
+
+def launch(module: str, figure: str, run: Callable[[bool, int, pathlib.Path], dict]) -> None:
+    """Runs a binary: draws WORKDIR/figure.png, writes WORKDIR/figure.json and prints it.
+
+    Args:
+      module: name of the binary's module.
+      figure: name of the figure.
+      run: `(fast, seed, workdir) -> numbers`, which draws into `workdir`.
+    """
+
+    def main(argv: list[str]) -> None:
+        start(argv)
+        fast, seed = flags.FLAGS.fast, flags.FLAGS.seed
+        if not flags.FLAGS.workdir:
+            raise app.UsageError("--workdir is required")
+        workdir = pathlib.Path(flags.FLAGS.workdir).expanduser()
+        command = f"python -m experiments.{module} --seed={seed}" + " --fast" * fast
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            numbers = run(fast, seed, workdir)
+        except (ValueError, OSError, FloatingPointError) as error:
+            raise SystemExit(f"error: {error}") from error
+        result: dict[str, Any] = numbers | {"seed": seed} | provenance.origin(command)
+        write_json(workdir / f"{figure}.json", result)
+        print(json.dumps(result))
+
+    app.run(main)
