@@ -1,9 +1,44 @@
 """The same models in other libraries, for `experiments.benchmark` to compare with.
 
-A peer is a module with `make_epochs(config, data)`: the ways worth trying, by name, to train for
-one epoch on data `[n, 784]` of uint8. Each is a function that returns the epoch's mean loss, once
-it is all computed; the fastest counts.
+For the suite `training` a peer is a module `<name>_led` with `make_epochs(config, data)`: the ways
+worth trying, by name, to train for one epoch on data `[n, 784]` of uint8. Each is a function that
+returns the epoch's mean loss, once it is all computed; the fastest counts.
+
+For the suite `flows` it is a module `<name>_flows` with `make_log_prob(stack, key)`: parameters and
+a function `(params, x) -> [n]`, the log-density of x `[n, SIZE]` under the stack's flow of a
+standard normal. It is None where the library has no such layer.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import Array
 
 PIXELS = 28 * 28
 HIDDEN = (200, 200)  # of encoder and decoder
+
+SIZE = 50  # entries of an event, in the suite `flows`
+BINS = 8  # of a spline
+
+LogProb = tuple[Any, Callable[[Any, Array], Array]]
+
+
+class Stack(NamedTuple):
+    """A stack of flow layers in the suite `flows`.
+
+    Attributes:
+      layer: "coupling" or "made".
+      depth: number of layers.
+      transformer: "affine" or "spline" (rational-quadratic).
+      sequential: whether scoring takes MADE's sequential direction.
+    """
+
+    layer: str
+    depth: int
+    transformer: str = "affine"
+    sequential: bool = False
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Widths of each layer's network."""
+        return (100,) if self.layer == "coupling" else (512, 512)

@@ -76,18 +76,28 @@ class DistraxLED(nn.Module):
         return jnp.mean(kl - likelihood.log_prob(x))
 
     def _prior(self) -> distrax.Distribution:
-        base = distrax.MultivariateNormalDiag(jnp.zeros(self.latent_dim), jnp.ones(self.latent_dim))
-        widths = (*self.prior_hidden, 2 * self.latent_dim)
-        layers = []
-        for i in range(self.prior_depth):
-            mask = masks.random_half((self.latent_dim,), i // 2)
-            conditioner = mlp(widths, nn.initializers.zeros)
-            layers.append(distrax.MaskedCoupling(mask ^ bool(i % 2), conditioner, _affine))
-        # A chain applies its last bijector first.
-        return distrax.Transformed(base, distrax.Chain(layers[::-1])) if layers else base
+        conditioner = partial(mlp, (*self.prior_hidden, 2 * self.latent_dim), nn.initializers.zeros)
+        return coupling_density(self.latent_dim, self.prior_depth, conditioner, affine)
 
 
-def _affine(raw: Array) -> distrax.Bijector:
+def coupling_density(
+    size: int,
+    depth: int,
+    conditioner: Callable[[], Callable],
+    transformer: Callable[[Array], distrax.Bijector],
+) -> distrax.Distribution:
+    """A standard normal transformed by coupling layers with the masks of our Real NVP."""
+    base = distrax.MultivariateNormalDiag(jnp.zeros(size), jnp.ones(size))
+    layers = []
+    for i in range(depth):
+        mask = masks.random_half((size,), i // 2)
+        layers.append(distrax.MaskedCoupling(mask ^ bool(i % 2), conditioner(), transformer))
+    # A chain applies its last bijector first.
+    return distrax.Transformed(base, distrax.Chain(layers[::-1])) if layers else base
+
+
+def affine(raw: Array) -> distrax.Bijector:
+    """Y = x e^s + t with our bound on s, for raw `[..., 2 D]`."""
     shift, log_scale = jnp.split(raw, 2, -1)
     return distrax.ScalarAffine(shift, log_scale=3 * jnp.tanh(log_scale / 3))
 
