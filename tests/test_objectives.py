@@ -249,7 +249,7 @@ def test_aggregated_posterior_of_a_flow_with_context_integrates_to_one(x64):
     x = normal((6, 4))
     params = randomise(led.init(KEY, x))
     encoding = objectives.encode_all(led, params, x)
-    ticks = jnp.linspace(-12, 12, 240)
+    ticks = jnp.linspace(-10, 10, 150)
     z = jnp.stack(jnp.meshgrid(ticks, ticks), -1).reshape(-1, 2)
     q = jnp.exp(objectives.aggregated_posterior_log_prob(led, params, z, encoding))
     np.testing.assert_allclose(q.sum() * (ticks[1] - ticks[0]) ** 2, 1, atol=1e-3)
@@ -265,7 +265,7 @@ def standard_scores(values, expected):
 
 
 def test_marginal_matching_has_the_closed_forms_of_a_linear_gaussian_model():
-    truth, x = Truth(**OFF), data(4000)
+    truth, x = Truth(shift=0.6, spread=1.3), data(4000)
     terms = objectives.marginal_matching(LED_MODEL, truth.params, KEY, x, 3000)
     origin = truth.mean(np.zeros(3))
     slope = truth.mean(np.eye(3)) - origin
@@ -275,10 +275,13 @@ def test_marginal_matching_has_the_closed_forms_of_a_linear_gaussian_model():
     information = log_det / 2 - np.log(truth.std).sum()
     deviation = ((np.diag(cov) + (mean - M) ** 2) / T**2).sum()
     marginal_kl = (deviation - 2 - log_det) / 2 + np.log(T).sum()
-    # 4,000 rows are not the population: 0.02 nats on top of the sampling error.
-    assert terms.mutual_information.mean() == pytest.approx(information, abs=0.1)
-    assert terms.marginal_kl.mean() == pytest.approx(marginal_kl, abs=0.1)
-    assert marginal_kl > 0.2 and information > 0.5
+    for values, expected in (
+        (terms.mutual_information, information),
+        (terms.marginal_kl, marginal_kl),
+    ):
+        # 4,000 rows are not the population: 0.02 nats on top of the sampling error.
+        error = values.std() / math.sqrt(3000)
+        assert abs(values.mean() - expected) < 4 * error + 0.02 < expected / 3
     log_likelihood, log_prior, log_posterior = (term.mean() for term in truth.terms(x))
     assert abs(standard_scores(terms.kl, log_posterior - log_prior)) < 4
     assert abs(standard_scores(terms.log_likelihood, log_likelihood)) < 4
