@@ -75,8 +75,8 @@ def train_parts(
         },
         {part: "trained" if part in parts else "fixed" for part in params},
     )
-    # Epochs consume their state, and the caller keeps its parameters.
-    params = jax.tree.map(jnp.copy, params)
+    # Epochs consume their state, and the caller keeps its parameters and its key.
+    params, key = jax.tree.map(jnp.copy, (params, key))
     state = TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
     *_, state = plane.train(problem.led, optimizer, state, problem.rows, epochs, name)
     return state.params
