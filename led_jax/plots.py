@@ -104,10 +104,11 @@ def density_maps(path: str | os.PathLike, rows: Sequence[Sequence[Panel]]) -> No
     """
     shape = len(rows), len(rows[0])
     size = (2.1 * shape[1], 2.3 * shape[0])
+    colors = plt.get_cmap("Blues", 32)  # Few enough that the file stays small.
     figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
     for panels, axes_row in zip(rows, grid, strict=True):
         for panel, axes in zip(panels, axes_row, strict=True):
-            axes.imshow(panel.density, extent=panel.extent, origin="lower", cmap="Blues", vmin=0)
+            axes.imshow(panel.density, extent=panel.extent, origin="lower", cmap=colors, vmin=0)
             if panel.contours is not None:
                 levels = panel.contours.max() * np.array([0.05, 0.3, 0.8])
                 axes.contour(
