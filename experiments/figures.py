@@ -11,9 +11,9 @@ from experiments import provenance
 from experiments.config import start, write_json
 
 
-def define_flags(workdir: str = "Directory to write to.") -> None:
+def define_flags() -> None:
     """Defines --workdir, --seed and --fast."""
-    flags.DEFINE_string("workdir", "", workdir)
+    flags.DEFINE_string("workdir", "", "Directory to write to.")
     flags.DEFINE_integer("seed", 0, "Seed of everything random but the splits of data sets.", 0)
     flags.DEFINE_bool("fast", False, "A short and coarse version, to see that all works.")
 

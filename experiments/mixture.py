@@ -54,9 +54,9 @@ def run(setting: Setting, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
         prior = real_nvp((2,), depth, hidden=(64,))
         led = plane.build_led(prior)
         optimizer = plane.make_optimizer(NUM_ROWS, setting.epochs)
-        state = training.init_state(led, optimizer, state_key, rows[: plane.BATCH_SIZE])
+        fresh = training.init_state(led, optimizer, state_key, rows[: plane.BATCH_SIZE])
         history, strip = [], []
-        for state in plane.train(led, optimizer, state, rows, setting.epochs, f"{name} prior"):  # noqa: B020
+        for state in plane.train(led, optimizer, fresh, rows, setting.epochs, f"{name} prior"):
             if (epoch := int(state.epoch)) in setting.snapshots:
                 nll, density = score(led, state.params, rows, log_data, grid, setting)
                 history.append({"epoch": epoch, "nll": nll})
