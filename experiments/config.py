@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from led_jax import densities, flows, networks
+from led_jax import densities, flows, networks, parallel
 from led_jax.data import Dataset
 from led_jax.model import LED
 
@@ -17,6 +17,12 @@ def _field(default: Any, help: str, *, free: bool = False, choices: tuple[str, .
     return dataclasses.field(
         default=default, metadata={"help": help, "free": free, "choices": choices}
     )
+
+
+_MAX_JSON_BYTES = 2**20
+
+# Fields that say where and how often files are read and written, and nothing of the result.
+_OF_THE_MACHINE = ("data_dir", "checkpoint_minutes", "checkpoint_epochs", "checkpoints_kept")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,24 @@ class Config:
     clip_norm: float = _field(0.0, "Largest global norm of the gradient; 0 does not clip.")
     seed: int = _field(0, "Seed of everything random but the data's split and binarization.")
     nll_samples: int = _field(5000, "Importance samples for each test image.", free=True)
+    devices: int = _field(0, "Devices of each process; 0 takes all it has.", free=True)
+    parallel: str = _field(
+        "pmap", "How several devices share a batch.", free=True, choices=parallel.METHODS
+    )
+    data_placement: str = _field(
+        "device",
+        "Where training images are: all on each device, or on the host, read ahead of every step.",
+        free=True,
+        choices=("device", "host"),
+    )
+    checkpoint_minutes: float = _field(1.0, "Minutes between checkpoints.", free=True)
+    checkpoint_epochs: int = _field(
+        0, "Epochs between checkpoints; 0 goes by the minutes alone.", free=True
+    )
+    checkpoints_kept: int = _field(2, "The newest checkpoints kept; each has the best.", free=True)
+    max_skipped: int = _field(
+        10, "Updates that may be skipped for a NaN or an infinity before the run stops.", free=True
+    )
 
     def __post_init__(self) -> None:
         """Fills in defaults and checks every field."""
@@ -64,7 +88,9 @@ class Config:
         for name in ("prior_hidden", "posterior_hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         positive = ("latent_dim", "epochs", "batch_size", "learning_rate", "nll_samples")
+        positive += ("checkpoints_kept",)
         not_negative = ("prior_depth", "posterior_depth", "posterior_context", "clip_norm", "seed")
+        not_negative += ("devices", "checkpoint_minutes", "checkpoint_epochs", "max_skipped")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
@@ -92,7 +118,7 @@ class Config:
         args = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name == "data_dir" or value == getattr(default, field.name):
+            if field.name in _OF_THE_MACHINE or value == getattr(default, field.name):
                 continue
             value = ",".join(map(str, value)) if isinstance(value, tuple) else value
             args.append(f"--{field.name}={value}")
@@ -240,9 +266,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    size = path.stat().st_size
+    if size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path} cannot be read: {size} bytes, expected at most {_MAX_JSON_BYTES}")
     try:
         value = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} cannot be read: expected an object, got {type(value).__name__}")

@@ -13,6 +13,7 @@ from absl import app, flags
 
 from experiments.config import read_config, start
 from experiments.run import estimate_nll, load_run
+from led_jax import parallel
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Rows to evaluate.")
@@ -35,10 +36,11 @@ def main(argv: list[str]) -> None:
             nll_samples=_NLL_SAMPLES.value,
             data_dir=_DATA_DIR.value or config.data_dir,
         )
-        led, dataset, best = load_run(config, workdir)
-        if dataset.dynamic and _SPLIT.value == "train":
+        task, best = load_run(config, workdir)
+        if task.dataset.dynamic and _SPLIT.value == "train":
             raise ValueError("--split=train has no NLL where it is binarized afresh every epoch")
-        estimate = estimate_nll(led, best.params, getattr(dataset, _SPLIT.value), config)
+        mesh = parallel.make_mesh()
+        estimate = estimate_nll(task, mesh, best.params, getattr(task.dataset, _SPLIT.value))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     print(

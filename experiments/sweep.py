@@ -19,6 +19,7 @@ import tqdm
 from absl import app, flags
 
 from experiments.config import Config, start, write_json
+from experiments.fit import Stopped
 from experiments.run import run
 from led_jax import plots
 
@@ -193,6 +194,9 @@ def main(argv: list[str]) -> None:
         results = sweep(table, seeds, workdir, **overrides)
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from error
+    except Stopped as stopped:
+        print(f"{stopped}; to go on, give the same command again", file=sys.stderr)
+        return
     name = f"table{_TABLE.value}"
     write_json(workdir / f"{name}.json", results)
     (workdir / f"{name}.md").write_text(to_markdown(table, results))

@@ -10,10 +10,14 @@ The last line on standard output is one JSON object, also in WORKDIR/result.json
 import datetime
 import json
 import pathlib
+import sys
 
+import jax
 from absl import app, flags
 
+from experiments import distributed
 from experiments.config import config_from_flags, define_flags, start
+from experiments.fit import Stopped
 from experiments.run import run
 
 _WORKDIR = flags.DEFINE_string(
@@ -24,13 +28,24 @@ _WORKDIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     """Trains what the flags describe."""
     start(argv)
+    try:
+        distributed.initialize()
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = pathlib.Path(_WORKDIR.value or f"runs/train-{stamp}").expanduser()
     try:
         result = run(config_from_flags(workdir), workdir)
     except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
-    print(json.dumps(result))
+        distributed.fail(error)
+    except Stopped as stopped:
+        print(
+            f"{stopped}; to go on: python -m experiments.train --workdir={workdir}",
+            file=sys.stderr,
+        )
+    else:
+        if jax.process_index() == 0:
+            print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,96 +1,237 @@
-"""Checkpoints on disk: the last and the best state of a run, and what is known of it.
+"""Checkpoints on disk: named pytrees of arrays with a record of JSON, checked when read.
 
-One checkpoint is one directory, `DIR/<epoch>`, written under another name and renamed when whole.
+One checkpoint is one directory, `DIR/<step>`, written under another name and renamed when whole.
 """
 
+import contextlib
+import json
+import logging
 import pathlib
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from led_jax.training import TrainState
+from led_jax.numerics import is_key
 
-_KEEP = 2
+_log = logging.getLogger(__name__)
+
+# A checkpoint's files may take this many bytes more than twice its arrays.
+_MAX_OVERHEAD = 64 * 2**20
+
+Save = Callable[[int, Mapping[str, Any], Mapping[str, Any]], None]
 
 
-def save(directory: pathlib.Path, last: TrainState, best: TrainState, meta: dict[str, Any]) -> None:
-    """Writes a checkpoint, and removes all but the newest two.
+class Checkpoint(NamedTuple):
+    """What was saved.
 
-    Args:
-      directory: directory of the run's checkpoints.
-      last: the state to go on from.
-      best: the state to evaluate.
-      meta: anything that JSON can hold.
+    Attributes:
+      path: its directory.
+      trees: the pytrees by name, of NumPy arrays and typed keys.
+      meta: the record.
     """
-    items = ocp.args.Composite(
-        last=ocp.args.StandardSave(_to_host(last)),
-        best=ocp.args.StandardSave(_to_host(best)),
-        meta=ocp.args.JsonSave(meta),
-    )
-    with _manager(directory) as manager:
-        manager.save(int(last.epoch), args=items, force=True)
+
+    path: pathlib.Path
+    trees: dict[str, Any]
+    meta: dict[str, Any]
 
 
-def restore(
-    directory: pathlib.Path, like: TrainState
-) -> tuple[TrainState, TrainState, dict[str, Any]] | None:
-    """Reads the newest checkpoint.
+@contextlib.contextmanager
+def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
+    """A function that writes checkpoints while the caller computes on.
+
+    `save(step, trees, meta)` copies the arrays of `trees`, a dict of pytrees, to the host and
+    returns; a thread writes them beside `meta`, anything that JSON can hold. Leaving the context
+    waits for the last one. Checkpoints of that step or later ones are replaced: a caller who
+    comes past them again did not go on from them.
 
     Args:
-      directory: directory of the run's checkpoints.
-      like: a state of the same structure, shapes and dtypes; `jax.eval_shape` gives one for free.
+      directory: directory of the run's checkpoints, made where it is missing.
+      keep: number of checkpoints to keep, the newest.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=False,
+        cleanup_tmp_directories=True,
+        # The process that saves does so by itself: the others may have no such directory.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix="checkpoints",
+        ),
+    )
+
+    def save(step: int, trees: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        arrays = {name: _to_host(tree) for name, tree in trees.items()}
+        record = {
+            "meta": meta,
+            "arrays": {name: _describe(leaves) for name, leaves in arrays.items()},
+            "crc32": {
+                name: {path: _crc32(leaf) for path, leaf in leaves.items()}
+                for name, leaves in arrays.items()
+            },
+        }
+        record["record_crc32"] = _record_crc32(record)
+        manager.wait_until_finished()
+        for other in manager.all_steps():
+            if other >= step:
+                manager.delete(other)
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                record=ocp.args.JsonSave(record),
+                **{name: ocp.args.StandardSave(leaves) for name, leaves in arrays.items()},
+            ),
+            force=True,
+        )
+
+    with ocp.CheckpointManager(directory.resolve(), options=options) as manager:
+        yield save
+
+
+def restore(directory: pathlib.Path, like: Mapping[str, Any]) -> Checkpoint | None:
+    """Reads the newest checkpoint that is whole, and logs a warning of each newer one.
+
+    Args:
+      directory: directory of the run's checkpoints; nothing in it is changed.
+      like: pytrees of the same structure, shapes and dtypes as those saved under these names;
+        `jax.eval_shape` gives them for free.
 
     Returns:
-      `(last, best, meta)` as they were saved, or None if there is no checkpoint.
+      The checkpoint, or None if there is none.
 
     Raises:
-      ValueError: if the checkpoint does not fit `like`.
+      ValueError: if a whole checkpoint does not fit `like`, naming what differs; or if there are
+        checkpoints but none is whole.
     """
     if not directory.is_dir():
         return None
-    target = like._replace(key=jax.eval_shape(jax.random.key_data, like.key))
-    items = ocp.args.Composite(
-        last=ocp.args.StandardRestore(target),
-        best=ocp.args.StandardRestore(target),
-        meta=ocp.args.JsonRestore(),
-    )
-    with _manager(directory) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return None
+    paths = [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+    paths.sort(key=lambda path: int(path.name), reverse=True)
+    for path in paths:
         try:
-            restored = manager.restore(step, args=items)
-            for name in ("last", "best"):
-                jax.tree.map(_check_shape, target, restored[name])
-        except (ValueError, KeyError, OSError) as error:
-            raise ValueError(
-                f"checkpoint {directory / str(step)} cannot be read as a run of this "
-                f"configuration: {error}"
-            ) from error
-    last, best = (
-        state._replace(key=jax.random.wrap_key_data(state.key))
-        for state in (restored["last"], restored["best"])
-    )
-    return last, best, restored["meta"]
-
-
-def _manager(directory: pathlib.Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=_KEEP, create=True, enable_async_checkpointing=False
-    )
-    return ocp.CheckpointManager(directory.resolve(), options=options)
-
-
-def _check_shape(expected: Any, actual: Any) -> None:
-    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+            record = _read_record(path, like)
+        except _Damaged as error:
+            _log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
+            continue
+        _check_fit(path, record["arrays"], like)
+        try:
+            return Checkpoint(path, _read_trees(path, record, like), record["meta"])
+        except _Damaged as error:
+            _log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
+    if paths:
         raise ValueError(
-            f"expected an array {expected.dtype}{list(expected.shape)}, "
-            f"it holds {actual.dtype}{list(actual.shape)}"
+            f"all {len(paths)} checkpoints in {directory} are damaged; start again in a new "
+            "directory"
+        )
+    return None
+
+
+class _Damaged(Exception):
+    """A checkpoint that does not hold what was written."""
+
+
+def _read_record(path: pathlib.Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    structs = [leaf for tree in like.values() for leaf in _structs(tree).values()]
+    expected = sum(leaf.size * leaf.dtype.itemsize for leaf in structs)
+    try:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if size > 2 * expected + _MAX_OVERHEAD:
+            raise _Damaged(f"{size} bytes, expected about {expected}")
+        record = _checkpointer(ocp.JsonCheckpointHandler(), path / "record", ocp.args.JsonRestore())
+        if record["record_crc32"] != _record_crc32(record):
+            raise _Damaged("its record has another checksum than it says")
+    except (OSError, ValueError, KeyError, TypeError, UnicodeError) as error:
+        raise _Damaged(f"its record cannot be read: {_one_line(error)}") from error
+    return record
+
+
+def _read_trees(
+    path: pathlib.Path, record: dict[str, Any], like: Mapping[str, Any]
+) -> dict[str, Any]:
+    trees = {}
+    for name, tree in like.items():
+        target = _structs(tree)
+        try:
+            leaves = _checkpointer(
+                ocp.StandardCheckpointHandler(), path / name, ocp.args.StandardRestore(target)
+            )
+        except Exception as error:  # tensorstore's and orbax's errors have no common base
+            raise _Damaged(f"{name} cannot be read: {_one_line(error)}") from error
+        for leaf_path in target:
+            if _crc32(leaves[leaf_path]) != record["crc32"][name][leaf_path]:
+                raise _Damaged(f"{name}/{leaf_path} has another checksum than was recorded")
+        trees[name] = jax.tree.unflatten(
+            jax.tree.structure(tree),
+            [
+                jax.random.wrap_key_data(leaves[leaf_path]) if is_key(wanted) else leaves[leaf_path]
+                for leaf_path, wanted in zip(target, jax.tree.leaves(tree), strict=True)
+            ],
+        )
+    return trees
+
+
+def _checkpointer(handler: ocp.CheckpointHandler, path: pathlib.Path, args: Any) -> Any:
+    with ocp.Checkpointer(handler) as checkpointer:
+        return checkpointer.restore(path.resolve(), args)
+
+
+def _check_fit(path: pathlib.Path, arrays: dict[str, Any], like: Mapping[str, Any]) -> None:
+    differing = []
+    for name, tree in like.items():
+        there, here = arrays.get(name, {}), _describe(_structs(tree))
+        differing += [
+            f"{name}/{leaf} is {there.get(leaf, 'missing')} there and {here.get(leaf, 'missing')} "
+            "here"
+            for leaf in dict.fromkeys([*here, *there])
+            if here.get(leaf) != there.get(leaf)
+        ]
+    if differing:
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ValueError(
+            f"checkpoint {path} is of another model or optimizer: {'; '.join(differing[:3])}{more}"
         )
 
 
-def _to_host(state: TrainState) -> TrainState:
-    state = state._replace(key=jax.random.key_data(state.key))
-    return jax.tree.map(np.array, state)
+def _flatten(tree: Any, convert: Callable[[Any], Any]) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): convert(leaf)
+        for path, leaf in leaves
+    }
+
+
+def _to_host(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves by path, copied: the caller may give the originals away."""
+    return _flatten(tree, lambda x: np.array(jax.random.key_data(x) if is_key(x) else x))
+
+
+def _structs(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """As `_to_host`, of abstract arrays."""
+
+    def struct(leaf: Any) -> jax.ShapeDtypeStruct:
+        data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+        return jax.ShapeDtypeStruct(data.shape, data.dtype)
+
+    return _flatten(tree, struct)
+
+
+def _describe(leaves: Mapping[str, Any]) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
+
+
+def _crc32(array: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
+def _record_crc32(record: Mapping[str, Any]) -> int:
+    content = {name: record[name] for name in ("meta", "arrays", "crc32")}
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]

@@ -10,6 +10,7 @@ from jax import Array
 from led_jax.densities import Density, normal_log_prob
 from led_jax.flows.base import Flow
 from led_jax.networks import Decoder, Encoder, Encoding
+from led_jax.numerics import device_rows
 
 Params = Any
 
@@ -76,6 +77,7 @@ class LED(NamedTuple):
         x: Array,
         sample_shape: tuple[int, ...] = (),
         encoding: Encoding | None = None,
+        axis_name: str | None = None,
     ) -> Elbo:
         """One-sample estimates of the bound's terms, eq. 5.
 
@@ -85,13 +87,17 @@ class LED(NamedTuple):
           x: data `[..., *x_shape]`.
           sample_shape: shape of independent draws of z for every x; x is encoded only once.
           encoding: the encoder's output for x, where it is at hand.
+          axis_name: mapped axis over whose devices x's first axis is split, so that each draws
+            the noise of its own rows out of the whole batch's; None for one device alone.
 
         Returns:
           `Elbo` of arrays `[*sample_shape, ...]`.
         """
         if encoding is None:
             encoding = self.encoder.apply(params["encoder"], x)
-        z, log_posterior = self.posterior_sample_and_log_prob(params, key, encoding, sample_shape)
+        z, log_posterior = self.posterior_sample_and_log_prob(
+            params, key, encoding, sample_shape, axis_name
+        )
         terms = Elbo(
             log_likelihood=self.decoder.log_prob(params["decoder"], z, x),
             log_prior=self.prior.log_prob(params["prior"], z),
@@ -117,7 +123,12 @@ class LED(NamedTuple):
         return self.decoder.sample(params["decoder"], decoder_key, z)
 
     def posterior_sample_and_log_prob(
-        self, params: Params, key: Array, encoding: Encoding, sample_shape: tuple[int, ...] = ()
+        self,
+        params: Params,
+        key: Array,
+        encoding: Encoding,
+        sample_shape: tuple[int, ...] = (),
+        axis_name: str | None = None,
     ) -> tuple[Array, Array]:
         """Draws z ~ q(z|x) and log q(z|x), without inverting the flow.
 
@@ -126,12 +137,14 @@ class LED(NamedTuple):
           key: PRNG key.
           encoding: the encoder's output for x `[..., *x_shape]`.
           sample_shape: shape of independent draws for every x.
+          axis_name: as in `elbo`.
 
         Returns:
           z `[*sample_shape, ..., *latent_shape]` and log q(z|x) `[*sample_shape, ...]` in nats.
         """
         mean, log_std, context = encoding
-        noise = jax.random.normal(key, (*sample_shape, *mean.shape), mean.dtype)
+        shape, rows = (*sample_shape, *mean.shape), len(sample_shape)
+        noise = device_rows(jax.random.normal, key, shape, axis_name, rows, dtype=mean.dtype)
         z, log_det = self.posterior.apply(
             params["posterior"], mean + jnp.exp(log_std) * noise, context
         )

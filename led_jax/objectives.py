@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
+from led_jax import parallel
 from led_jax.model import LED, Elbo
 from led_jax.networks import Encoding
 
@@ -17,7 +19,12 @@ Params = Any
 
 
 def negative_elbo(
-    led: LED, params: Params, key: Array, x: Array, kl_weight: Array | float = 1.0
+    led: LED,
+    params: Params,
+    key: Array,
+    x: Array,
+    kl_weight: Array | float = 1.0,
+    axis_name: str | None = None,
 ) -> tuple[Array, Elbo]:
     """The training loss: minus the ELBO, with an optional weight on its KL part.
 
@@ -28,11 +35,12 @@ def negative_elbo(
       x: data `[..., *x_shape]`.
       kl_weight: weight of E[log q(z|x) - log p(z)]; 1 gives the ELBO, less is a warm-up
         (Sonderby et al., 2016, https://arxiv.org/abs/1602.02282).
+      axis_name: mapped axis over whose devices x's first axis is split, see `LED.elbo`.
 
     Returns:
       The scalar loss and the batch means of the three terms, in nats.
     """
-    terms = jax.tree.map(jnp.mean, led.elbo(params, key, x))
+    terms = jax.tree.map(jnp.mean, led.elbo(params, key, x, axis_name=axis_name))
     kl = terms.log_posterior - terms.log_prior
     return kl_weight * kl - terms.log_likelihood, terms
 
@@ -100,6 +108,8 @@ def nll(
     batch_size: int = 40,
     samples_per_chunk: int = 100,
     progress: Callable[[int], object] = lambda rows: None,
+    mesh: Mesh | None = None,
+    method: str = "pmap",
 ) -> NLL:
     """Estimates -log p(x) by importance sampling from q(z|x), in bounded memory.
 
@@ -116,6 +126,9 @@ def nll(
       batch_size: rows at a time.
       samples_per_chunk: samples at a time; the last chunk's surplus is left out.
       progress: called with the number of rows just finished.
+      mesh: devices, each of which takes every so-manieth batch: the estimate is the same on any
+        number of them. None for one device alone.
+      method: how the mesh is used, one of `parallel.METHODS`.
 
     Returns:
       `NLL`, of Python floats and a NumPy array.
@@ -131,18 +144,27 @@ def nll(
         )
     samples_per_chunk = min(samples_per_chunk, num_samples)
     batch_size = min(batch_size, len(x))
-    starts = range(0, len(x), batch_size)
-    pending, finished = [], []
-    for i, start in enumerate(starts):
+    sum_weights = partial(_sum_weights, led, num_samples, samples_per_chunk)
+
+    def batch(i: int) -> tuple[Array, np.ndarray | Array]:
         # The last batch is filled up with rows from the front, so that one program serves all.
-        rows = x[np.arange(start, start + batch_size) % len(x)]
-        batch_key = jax.random.fold_in(key, i)
-        pending.append(_sum_weights(led, num_samples, samples_per_chunk, params, batch_key, rows))
+        rows = x[np.arange(i * batch_size, (i + 1) * batch_size) % len(x)]
+        return jax.random.fold_in(key, i), rows
+
+    if mesh is None or mesh.size == 1:
+        num_devices, launch = 1, lambda i: sum_weights(params, *batch(i))
+    else:
+        num_devices, launch = mesh.size, _on_all_devices(sum_weights, mesh, method, params, batch)
+    rows_a_launch = num_devices * batch_size
+    starts = range(0, -(-len(x) // batch_size), num_devices)
+    pending, finished = [], []
+    for i in starts:
+        pending.append(launch(i))
         if len(pending) > 2:  # The device always has a batch to go on with.
-            finished.append(jax.device_get(pending.pop(0)))
-            progress(batch_size)
-    finished += jax.device_get(pending)
-    progress(len(x) - batch_size * (len(starts) - len(pending)))
+            finished.append(parallel.fetch(pending.pop(0)))
+            progress(rows_a_launch)
+    finished += parallel.fetch(pending)
+    progress(len(x) - rows_a_launch * (len(starts) - len(pending)))
     sums = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *finished)
     per_example = math.log(num_samples) - sums.offset - np.log(sums.total)
     # Delta method: Var[log mean w] = Var[w] / (K E[w]^2).
@@ -154,6 +176,36 @@ def nll(
         elbo=float(sums.total_log.mean(dtype=np.float64) / num_samples),
         per_example=per_example,
     )
+
+
+def _on_all_devices(
+    sum_weights: Callable[[Params, Array, Array], _Weights],
+    mesh: Mesh,
+    method: str,
+    params: Params,
+    batch: Callable[[int], tuple[Array, np.ndarray | Array]],
+) -> Callable[[int], _Weights]:
+    """The function that sums the weights of as many batches as there are devices, from the i-th."""
+
+    def arguments(i: int) -> tuple[Array, Array]:
+        keys, rows = zip(*(batch(i + j) for j in parallel.local_positions(mesh)), strict=True)
+        return parallel.split(mesh, (jnp.stack(keys), np.stack(rows)))
+
+    params = parallel.replicate(mesh, params)
+    mapped = parallel.compile(
+        sum_weights,
+        mesh,
+        params,
+        *arguments(0),
+        split_args=(1, 2),
+        split_output=True,
+        method=method,
+    )
+
+    def launch(i: int) -> _Weights:
+        return jax.tree.map(jnp.ravel, mapped(params, *arguments(i)))
+
+    return launch
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

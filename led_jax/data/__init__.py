@@ -2,5 +2,6 @@
 
 from led_jax.data.dataset import Dataset, fingerprint, from_arrays
 from led_jax.data.loading import load
+from led_jax.data.pipeline import gather
 
-__all__ = ["Dataset", "fingerprint", "from_arrays", "load"]
+__all__ = ["Dataset", "fingerprint", "from_arrays", "gather", "load"]

@@ -1,0 +1,63 @@
+"""Several processes, on one machine or on several, through JAX's own runtime."""
+
+import os
+import sys
+
+import jax
+from absl import flags
+
+_CONNECT_SECONDS = 60
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "HOST:PORT of the first process, the same for all; 'auto' takes it, and the two flags below, "
+    "from the cluster's environment; empty: one process.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.", 0)
+
+
+def initialize() -> None:
+    """Joins the processes that the flags describe. To be called before JAX computes anything.
+
+    Raises:
+      ValueError: if the flags do not fit together, or the coordinator cannot be reached.
+    """
+    coordinator, number, index = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    given = [number is not None, index is not None]
+    if not coordinator:
+        if any(given):
+            raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
+        return
+    if coordinator != "auto":
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError(f"--coordinator must be HOST:PORT or auto, got {coordinator!r}")
+        if not all(given):
+            raise ValueError(f"--coordinator={coordinator} needs --num_processes and --process_id")
+        if index >= number:
+            raise ValueError(
+                f"--process_id must be less than --num_processes={number}, got {index}"
+            )
+    try:
+        jax.distributed.initialize(
+            None if coordinator == "auto" else coordinator,
+            number,
+            index,
+            initialization_timeout=_CONNECT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"no connection of all processes through --coordinator={coordinator} within "
+            f"{_CONNECT_SECONDS} s: {reason}"
+        ) from error
+
+
+def fail(error: Exception) -> None:
+    """Ends the process with one line and status 1."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    if jax.process_count() > 1:
+        os._exit(1)  # A regular exit would wait for processes that wait for this one.
+    raise SystemExit(1)
