@@ -25,16 +25,15 @@ def initialize() -> None:
       ValueError: if the flags do not fit together, or the coordinator cannot be reached.
     """
     coordinator, number, index = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-    given = [number is not None, index is not None]
     if not coordinator:
-        if any(given):
+        if number is not None or index is not None:
             raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
         return
     if coordinator != "auto":
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise ValueError(f"--coordinator must be HOST:PORT or auto, got {coordinator!r}")
-        if not all(given):
+        if number is None or index is None:
             raise ValueError(f"--coordinator={coordinator} needs --num_processes and --process_id")
         if index >= number:
             raise ValueError(

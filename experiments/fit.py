@@ -182,12 +182,14 @@ def fit(
         "saved_epoch": None,
         "fingerprint": task.fingerprint,
     }
-    state = best = None
-    if writes and (restored := restore(task, workdir)) is not None:
-        state, best, log = jax.device_put(restored[:2]) + restored[2:]
-    if state is None:
+    restored = restore(task, workdir) if writes else None
+    if restored is None:
         state = best = task.fresh_state()
-    state, log["skipped"] = parallel.broadcast((state, log["skipped"]))
+    else:
+        state, best, log = restored
+        state, best = jax.device_put((state, best))
+    state, skipped = parallel.broadcast((state, log["skipped"]))
+    log["skipped"] = int(skipped)
     first_epoch = int(state.epoch)
     if first_epoch == config.epochs:
         return parallel.broadcast(best), log
@@ -315,7 +317,7 @@ def make_epoch(
     rows = jnp.asarray(task.dataset.train) if on_device else task.dataset.train
     if on_device and mesh.size > 1:
         rows = parallel.replicate(mesh, rows)
-    build = _device_epoch if on_device else _host_epoch
+    build: Callable[..., Any] = _device_epoch if on_device else _host_epoch
     compiled = {False: build(task, mesh, state, rows, skip_nonfinite=False)}
 
     def epoch(state: TrainState) -> tuple[TrainState, Steps]:

@@ -75,9 +75,10 @@ def measure(
     config, trained = read_config(directory), read_json(directory / "result.json")
     if config is None or trained is None:
         raise ValueError(f"{directory} holds no finished run; train one with --workdir first")
-    led, dataset, best = load_run(
+    task, best = load_run(
         dataclasses.replace(config, data_dir=data_dir or config.data_dir), directory
     )
+    led, dataset = task.led, task.dataset
     if dataset.dynamic:
         raise ValueError(
             f"{directory}: rows binarized afresh every epoch have no aggregated posterior; train "

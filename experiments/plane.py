@@ -139,7 +139,7 @@ def train(
     train_epoch = training.make_epoch(led, optimizer, BATCH_SIZE)
     with tqdm.tqdm(total=epochs, unit="epoch", desc=name) as bar:
         for _ in range(epochs):
-            state, terms = train_epoch(state, rows)
-            bar.set_postfix(elbo=f"{float(terms.bound):.3f}", refresh=False)
+            state, steps = train_epoch(state, rows)
+            bar.set_postfix(elbo=f"{float(steps.mean().bound):.3f}", refresh=False)
             bar.update()
             yield state

@@ -25,7 +25,7 @@ from experiments.measuring import (
     timed,
 )
 from experiments.peers import HIDDEN, PIXELS
-from led_jax import densities, objectives, training
+from led_jax import densities, objectives, parallel, training
 from led_jax import flows as led_flows
 from led_jax.data import Dataset
 from led_jax.flows import base
@@ -66,6 +66,7 @@ def measure(
         "rounds": rounds,
         "cells": [training_cell(cell, peers, data, rounds, sgemm_shape) for cell in cells],
         "scan": [scan_against_unrolled(*depths, data, rounds) for depths in _STACK_DEPTHS],
+        "wrappers": [wrapper_overhead(*CELLS[cell], data, rounds) for cell in cells],
         "compile": compile_times(rounds),
         "nll": nll_time(nll_rows, rounds, sgemm_shape),
     }
@@ -163,6 +164,24 @@ def scan_against_unrolled(
     return result
 
 
+def wrapper_overhead(
+    prior_depth: int, posterior_depth: int, data: np.ndarray, rounds: int
+) -> dict[str, Any]:
+    """Step times of one model on one device: plain, and in each of the wrappers for several."""
+    config = _config(prior_depth, posterior_depth)
+    sides = {
+        method: timed(_led_epoch(config, data, method)[0]) for method in ("jit", *parallel.METHODS)
+    }
+    medians = round_robin(sides, rounds)
+    steps = len(data) // config.batch_size
+    result: dict[str, Any] = {"prior_depth": prior_depth, "posterior_depth": posterior_depth}
+    result |= {f"{method}_ms": 1e3 * medians[method] / steps for method in sides}
+    for method in parallel.METHODS:
+        result[f"{method}_over_jit"] = medians[method] / medians["jit"]
+    say(f"wrappers: {result}")
+    return result
+
+
 def compile_times(rounds: int) -> list[dict[str, Any]]:
     """Seconds to trace and compile a stack's NLL and its gradient, by the stack's depth."""
     stacks: dict[str, Callable[[int], Flow]] = {
@@ -247,6 +266,14 @@ def to_markdown(result: dict[str, Any]) -> str:
         )
         for row in result["scan"]
     ]
+    wrappers = [
+        (
+            stack(row),
+            f"{row['jit_ms']:.2f} ms",
+            *(f"{row[f'{m}_ms']:.2f} ms, {row[f'{m}_over_jit']:.2f}x" for m in parallel.METHODS),
+        )
+        for row in result["wrappers"]
+    ]
     compiles = [
         (row["stack"], *(f"{s:.2f} s" for s in row["seconds"].values()))
         + (f"{row['deep_over_shallow']:.2f}x",)
@@ -264,6 +291,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         ),
         "## Scanned and unrolled stacks",
         markdown_table(("flow layers", "scanned", "unrolled", "scanned / unrolled"), scan),
+        "## The wrappers for several devices, on one",
+        markdown_table(("flow layers", "jit", *parallel.METHODS), wrappers),
         "## Compile time of a stack's NLL and gradient, by depth",
         markdown_table(("stack", *map(str, depths), f"{max(depths)} / {min(depths)}"), compiles),
         "## NLL of the MLP with 12 Real NVP prior layers",
@@ -275,20 +304,29 @@ def to_markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(sections)
 
 
-def _led_epoch(config: Config, data: np.ndarray) -> tuple[Callable[[], float], float]:
-    """An epoch of ours, compiled, and the seconds that compiling took."""
+def _led_epoch(
+    config: Config, data: np.ndarray, method: str = "jit"
+) -> tuple[Callable[[], float], float]:
+    """An epoch of ours on one device, compiled, and the seconds that compiling took."""
     led = build_led(config, _dataset())
     optimizer = optax.adam(config.learning_rate)
     rows = jnp.asarray(data)
     state = training.init_state(led, optimizer, jax.random.key(0), rows[: config.batch_size])
     start = time.perf_counter()
-    compiled = training.make_epoch(led, optimizer, config.batch_size).lower(state, rows).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    if method == "jit":
+        jitted = training.make_epoch(led, optimizer, config.batch_size)
+        compiled = jitted.lower(state, rows).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    else:
+        mesh = parallel.make_mesh(1)
+        state, rows = parallel.replicate(mesh, (state, rows))
+        mapped = training.make_epoch(led, optimizer, config.batch_size, axis_name=parallel.AXIS)
+        compiled = parallel.compile(mapped, mesh, state, rows, donate_args=[0], method=method)
     seconds = time.perf_counter() - start
 
     def epoch() -> float:
         nonlocal state
-        state, terms = compiled(state, rows)
-        return -float(terms.bound)
+        state, steps = compiled(state, rows)
+        return -float(steps.mean().bound)
 
     return epoch, seconds
 

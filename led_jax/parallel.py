@@ -72,7 +72,7 @@ def local(tree: Any) -> Any:
 
 def fetch(tree: Any) -> Any:
     """The tree's arrays as NumPy ones, those that are split over several processes included."""
-    if jax.process_count() == 1:
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 

@@ -266,7 +266,9 @@ def _make_step(
         kl_weight = 1.0
         if kl_warmup:
             kl_weight = jnp.minimum(1.0, (state.epoch + i / num_steps) / kl_warmup)
-        params, opt_state, terms = train_step(led, optimizer, *carry, key, x, kl_weight, axis_name)
+        params, opt_state, terms = train_step(
+            led, optimizer, carry[0], carry[1], key, x, kl_weight, axis_name
+        )
         new = params, opt_state
         if not skip_nonfinite:
             return new, Steps(terms, jnp.array(True))

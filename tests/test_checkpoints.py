@@ -1,3 +1,7 @@
+import functools
+import pickle
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,40 +53,56 @@ def copy(state):
     return jax.tree.map(jnp.copy, state)
 
 
+def save(directory, *steps_and_states, keep=2, meta=None):
+    with checkpoints.saver(directory, keep) as write:
+        for step, state in steps_and_states:
+            write(step, {"last": state}, meta or {"step": step})
+
+
+def restore(directory, fresh):
+    return checkpoints.restore(directory, {"last": jax.eval_shape(fresh)})
+
+
 def test_restores_what_was_saved_bit_for_bit(tmp_path, epoch, fresh):
     best = advance(epoch, fresh(), 1)
     last = advance(epoch, copy(best), 2)
     meta = {"history": [{"epoch": 1, "valid_elbo": -3.25}], "name": "run"}
-    checkpoints.save(tmp_path / "new" / "checkpoints", last, best, meta)
-    restored = checkpoints.restore(tmp_path / "new" / "checkpoints", jax.eval_shape(fresh))
-    assert_trees_equal(restored[0], last)
-    assert_trees_equal(restored[1], best)
-    assert restored[2] == meta
+    directory = tmp_path / "new" / "checkpoints"
+    with checkpoints.saver(directory) as write:
+        write(3, {"last": last, "best": best}, meta)
+    like = jax.eval_shape(fresh)
+    restored = checkpoints.restore(directory, {"last": like, "best": like})
+    assert_trees_equal(restored.trees["last"], last)
+    assert_trees_equal(restored.trees["best"], best)
+    assert restored.meta == meta and restored.path == directory / "3"
     assert last.epoch == 3 and best.epoch == 1
 
 
 def test_going_on_equals_never_having_stopped(tmp_path, epoch, fresh):
     uninterrupted = advance(epoch, fresh(), 4)
-    state = advance(epoch, fresh(), 2)
-    checkpoints.save(tmp_path, state, state, {})
-    restored, _, _ = checkpoints.restore(tmp_path, jax.eval_shape(fresh))
+    save(tmp_path, (2, advance(epoch, fresh(), 2)))
+    restored = restore(tmp_path, fresh).trees["last"]
     assert_trees_equal(advance(epoch, jax.device_put(restored), 2), uninterrupted)
 
 
-def test_the_newest_wins_and_two_are_kept(tmp_path, epoch, fresh):
+def test_a_state_may_be_given_away_while_it_is_written(tmp_path, epoch, fresh):
     state = fresh()
-    for i in range(4):
-        state = advance(epoch, state, 1)
-        checkpoints.save(tmp_path, state, state, {"i": i})
-    restored, _, meta = checkpoints.restore(tmp_path, jax.eval_shape(fresh))
-    assert restored.epoch == 4 and meta == {"i": 3}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
+    expected = copy(state)
+    with checkpoints.saver(tmp_path) as write:
+        write(0, {"last": state}, {})
+        epoch(state, DATA)  # Consumes it.
+    assert_trees_equal(restore(tmp_path, fresh).trees["last"], expected)
+
+
+def test_the_newest_wins_and_as_many_as_told_are_kept(tmp_path, fresh):
+    save(tmp_path, *((i, fresh()) for i in range(5)), keep=3)
+    assert restore(tmp_path, fresh).meta == {"step": 4}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
 
 
 def test_no_checkpoint(tmp_path, fresh):
-    like = jax.eval_shape(fresh)
-    assert checkpoints.restore(tmp_path, like) is None
-    assert checkpoints.restore(tmp_path / "missing", like) is None
+    assert restore(tmp_path, fresh) is None
+    assert restore(tmp_path / "missing", fresh) is None
     assert not (tmp_path / "missing").exists()
 
 
@@ -101,30 +121,102 @@ def no_prior_flow(led):
     return led._replace(prior=densities.standard_normal((2,)))
 
 
-@pytest.mark.parametrize("change", [other_width, other_depth, no_prior_flow])
-def test_another_model_is_an_error_that_names_the_checkpoint(
-    tmp_path, led, optimizer, fresh, change
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_width, r"decoder/Dense_0/bias is float32\[4\] there and float32\[5\] here"),
+        (other_depth, r"is missing there and float32\[.*\] here"),
+        (no_prior_flow, r"is float32\[.*\] there and missing here.*; and \d+ more"),
+    ],
+)
+def test_another_model_is_an_error_that_names_what_differs(
+    tmp_path, led, optimizer, fresh, change, message
 ):
-    state = fresh()
-    checkpoints.save(tmp_path, state, state, {})
-    like = jax.eval_shape(lambda: training.init_state(change(led), optimizer, KEY, DATA))
-    with pytest.raises(ValueError, match=f"checkpoint {tmp_path}/0 cannot be read as a run of"):
-        checkpoints.restore(tmp_path, like)
+    save(tmp_path, (0, fresh()))
+    other = functools.partial(training.init_state, change(led), optimizer, KEY, DATA)
+    with pytest.raises(ValueError, match=f"checkpoint {tmp_path}/0 is of another model.*{message}"):
+        restore(tmp_path, other)
 
 
 def test_another_optimizer_is_an_error(tmp_path, led, fresh):
-    state = fresh()
-    checkpoints.save(tmp_path, state, state, {})
-    like = jax.eval_shape(lambda: training.init_state(led, optax.sgd(0.1), KEY, DATA))
-    with pytest.raises(ValueError, match=f"checkpoint {tmp_path}/0 cannot be read"):
-        checkpoints.restore(tmp_path, like)
+    save(tmp_path, (0, fresh()))
+    other = functools.partial(training.init_state, led, optax.sgd(0.1), KEY, DATA)
+    with pytest.raises(ValueError, match="of another model or optimizer: last/opt_state/"):
+        restore(tmp_path, other)
 
 
-def test_a_damaged_checkpoint_is_an_error(tmp_path, fresh):
-    state = fresh()
-    checkpoints.save(tmp_path, state, state, {})
-    damaged = [path for path in (tmp_path / "0" / "last").rglob("*") if path.is_file()]
-    for path in damaged:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=f"checkpoint {tmp_path}/0 cannot be read"):
-        checkpoints.restore(tmp_path, jax.eval_shape(fresh))
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def truncate_arrays(checkpoint):
+    for path in (checkpoint / "last").rglob("*"):
+        if path.is_file():
+            truncate(path)
+
+
+def flip_bits(checkpoint):
+    for path in (checkpoint / "last").rglob("d/*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+
+
+def truncate_record(checkpoint):
+    truncate(checkpoint / "record" / "metadata")
+
+
+def edit_record(checkpoint):
+    path = checkpoint / "record" / "metadata"
+    path.write_text(path.read_text().replace('"step": 2', '"step": 9'))
+
+
+def write_nonsense(checkpoint):
+    (checkpoint / "record" / "metadata").write_text('[[["pickle"]]]')
+
+
+def delete_arrays(checkpoint):
+    shutil.rmtree(checkpoint / "last")
+
+
+def delete_record(checkpoint):
+    shutil.rmtree(checkpoint / "record")
+
+
+def delete_everything(checkpoint):
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+def swell(checkpoint):
+    with (checkpoint / "bomb").open("wb") as file:
+        file.truncate(2**40)
+
+
+DAMAGES = [truncate_arrays, flip_bits, truncate_record, edit_record, write_nonsense]
+DAMAGES += [delete_arrays, delete_record, delete_everything, swell]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, fresh, caplog, damage):
+    save(tmp_path, (1, fresh()), (2, fresh()))
+    damage(tmp_path / "2")
+    found = restore(tmp_path, fresh)
+    assert found.path == tmp_path / "1" and found.meta == {"step": 1}
+    assert f"checkpoint {tmp_path}/2 is damaged" in caplog.text
+    damage(tmp_path / "1")
+    with pytest.raises(ValueError, match="all 2 checkpoints in .* are damaged"):
+        restore(tmp_path, fresh)
+    shutil.rmtree(tmp_path / "1")
+    save(tmp_path, (1, fresh()))  # As a run does that went on from the one before.
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_loading_never_unpickles(tmp_path, fresh, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    save(tmp_path, (0, fresh()))
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    assert restore(tmp_path, fresh) is not None

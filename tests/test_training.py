@@ -42,8 +42,8 @@ def run(led, optimizer, epoch, seed, epochs):
     state = training.init_state(led, optimizer, jax.random.key(seed), DATA[:9])
     history = []
     for _ in range(epochs):
-        state, terms = epoch(state, DATA)
-        history.append(float(terms.bound))
+        state, steps = epoch(state, DATA)
+        history.append(float(steps.mean().bound))
     return state, history
 
 
@@ -53,7 +53,7 @@ class Counter:
     def __init__(self, f=lambda x: x[:, 0]):
         self.f, self.traces = f, 0
 
-    def elbo(self, params, key, x):
+    def elbo(self, params, key, x, axis_name=None):
         self.traces += 1
         zeros = jnp.zeros(len(x))
         return Elbo(self.f(x), zeros, zeros + params)
@@ -94,11 +94,13 @@ def test_epoch_equals_its_steps(led, optimizer, epoch):
         x = DATA[rows[i]].astype(jnp.float32)
         params, opt_state, terms = step(led, optimizer, params, opt_state, key, x)
         means.append(terms)
-    state, terms = epoch(state, DATA)
+    state, steps = epoch(state, DATA)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    expected = jax.tree.map(lambda *t: np.mean(t), *means)
-    np.testing.assert_allclose(terms, expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        np.stack(steps.terms), np.stack(jax.tree.map(lambda *t: np.stack(t), *means)), rtol=1e-4
+    )
+    assert np.all(steps.updated)
 
 
 def test_the_old_state_is_consumed(led, optimizer, epoch):
@@ -135,9 +137,9 @@ def test_left_over_rows_sit_out_by_turns():
     values = np.array([1, 2, 4, 8, 16, 32, 64], np.uint8)
     left_out = []
     for _ in range(25):
-        state, terms = epoch(state, jnp.asarray(values)[:, None])
+        state, steps = epoch(state, jnp.asarray(values)[:, None])
         # Six distinct rows were used: their sum tells which one was not.
-        left_out.append(values.sum() - round(float(terms.log_likelihood) * 6))
+        left_out.append(values.sum() - round(float(steps.mean().log_likelihood) * 6))
     assert set(left_out) <= set(values.tolist()) and len(set(left_out)) >= 4
     assert counter.traces <= 2  # One program for all epochs.
 
@@ -146,8 +148,8 @@ def test_static_rows_are_used_as_they_are():
     optimizer = optax.sgd(1.0)
     epoch = training.make_epoch(Counter(), optimizer, 4)
     rows = jnp.asarray(np.array([0, 1, 1, 1], np.uint8))[:, None]
-    _, terms = epoch(counter_state(optimizer), rows)
-    assert terms.log_likelihood == 0.75
+    _, steps = epoch(counter_state(optimizer), rows)
+    assert steps.mean().log_likelihood == 0.75
 
 
 def test_dynamic_binarization_draws_afresh_from_the_grey_levels():
@@ -161,8 +163,10 @@ def test_dynamic_binarization_draws_afresh_from_the_grey_levels():
         state = counter_state(optimizer)
         share = []
         for _ in range(10):
-            state, terms = epoch(state, rows)
-            share.append(float(terms.log_likelihood))  # 0 or 1 only: the second term adds nothing.
+            state, steps = epoch(state, rows)
+            share.append(
+                float(steps.mean().log_likelihood)
+            )  # 0 or 1 only: the second term adds nothing.
         shares.append(share)
     shares = np.array(shares)
     assert np.all(shares[0] == 0) and np.all(shares[3] == 1)
@@ -177,9 +181,9 @@ def test_dynamic_binarization_differs_between_steps_and_pixels():
     seen = []
 
     class Spy(Counter):
-        def elbo(self, params, key, x):
+        def elbo(self, params, key, x, axis_name=None):
             jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
-            return super().elbo(params, key, x)
+            return super().elbo(params, key, x, axis_name)
 
     epoch = training.make_epoch(Spy(), optimizer, 5, dynamic=True)
     state, _ = epoch(counter_state(optimizer), jnp.full((10, 64), 128, jnp.uint8))
@@ -282,20 +286,54 @@ def test_a_batch_without_rows_is_refused(led, optimizer):
         training.make_epoch(led, optimizer, 0)
 
 
-def test_a_step_averages_over_its_axis(led, optimizer):
-    params = jax.jit(led.init)(KEY, DATA[:4].astype(float))
-    halves = DATA[:4].astype(float).reshape(2, 2, -1)
-    keys = jax.random.split(KEY)
+def test_a_step_on_parts_of_a_batch_is_the_step_on_the_batch(led, optimizer):
+    """Each part draws the noise of its own rows, so that only the order of sums differs."""
+    x = DATA[:4].astype(float)
+    params = jax.jit(led.init)(KEY, x)
     step = functools.partial(training.train_step, led, optax.sgd(0.1))
     step = jax.jit(step, static_argnames="axis_name")
     state = optax.sgd(0.1).init(params)
     mapped, _, terms = jax.vmap(
-        lambda key, x: step(params, state, key, x, axis_name="devices"), axis_name="devices"
-    )(keys, halves)
-    alone = [step(params, state, key, x) for key, x in zip(keys, halves, strict=True)]
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, alone[0][0], alone[1][0])
+        lambda x: step(params, state, KEY, x, axis_name="devices"), axis_name="devices"
+    )(x.reshape(2, 2, -1))
+    whole, _, expected = step(params, state, KEY, x)
     for device in range(2):
-        part = jax.tree.map(lambda leaf, i=device: leaf[i], mapped)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), part, mean)
-    bounds = [one[2].bound for one in alone]
-    np.testing.assert_allclose(terms.bound, np.mean(bounds) * np.ones(2), rtol=1e-5)
+        part = jax.tree.map(lambda leaf, i=device: leaf[i], (mapped, terms))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), part, (whole, expected)
+        )
+
+
+def test_steps_on_picked_batches_are_the_epoch(led, optimizer, epoch):
+    state = training.init_state(led, optimizer, KEY, DATA[:9])
+    rows = np.asarray(DATA)[training.epoch_rows(state, 40, 9)]
+    steps = training.make_steps(led, optimizer, 4)
+    parts = []
+    picked = jax.tree.map(jnp.copy, state)
+    for first, x in ((0, rows[:3]), (3, rows[3:])):
+        assert picked.epoch == 0
+        picked, part = steps(picked, jnp.array(first), x)
+        parts.append(part)
+    state, expected = epoch(state, DATA)
+    np.testing.assert_array_equal(picked.epoch, state.epoch)
+    for a, b in zip(jax.tree.leaves(picked.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    bounds = np.concatenate([part.terms.bound for part in parts])
+    np.testing.assert_allclose(bounds, expected.terms.bound, rtol=1e-5)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_told():
+    """The third row has an infinite term: its step changes nothing, the others do."""
+    optimizer = optax.adam(1.0)
+    led = Counter(lambda x: jnp.where(x[:, 0] == 2, jnp.inf, 0))
+    data = jnp.arange(5, dtype=jnp.uint8)[:, None]
+    order = np.asarray(training.epoch_rows(counter_state(optimizer), 5, 1))[:, 0]
+    state, steps = training.make_epoch(led, optimizer, 1)(counter_state(optimizer), data)
+    assert not training.is_finite((state, steps))
+    state, steps = training.make_epoch(led, optimizer, 1, skip_nonfinite=True)(
+        counter_state(optimizer), data
+    )
+    np.testing.assert_array_equal(steps.updated, order != 2)
+    assert training.is_finite((state, steps.mean()))
+    four = training.make_epoch(Counter(lambda x: 0 * x[:, 0]), optimizer, 1)
+    np.testing.assert_allclose(state.params, four(counter_state(optimizer), data[:4])[0].params)

@@ -46,12 +46,16 @@ def test_training_suite_without_peers(tiny, parsed_flags, tmp_path, capsys):
     assert cell["examples_per_second"] == pytest.approx(1e5 / cell["step_ms"])
     assert 0 < cell["fraction_of_sgemm_peak"] and 0 < cell["loss"] < 2000
     assert result["scan"][0]["scanned_over_unrolled"] > 0
+    (wrappers,) = result["wrappers"]
+    for method in ("pmap", "shard_map"):
+        expected = wrappers[f"{method}_ms"] / wrappers["jit_ms"]
+        assert wrappers[f"{method}_over_jit"] == pytest.approx(expected)
     assert [list(row["seconds"]) for row in result["compile"]] == [["1", "2"]] * 2
     assert result["nll"]["gflop"] == pytest.approx(2e-9 * 40 * (216_800 + 20 * 296_800))
     assert base.MAX_UNROLL == 16
     table = output.with_suffix(".md").read_text()
     assert table == benchmark.to_markdown(result)
-    assert "| 0 prior, 0 posterior |" in table and table.count("| - | - |") == 1
+    assert table.count("| 0 prior, 0 posterior |") == 2 and table.count("| - | - |") == 1
 
 
 def test_flow_suite(tiny, parsed_flags, tmp_path, capsys):

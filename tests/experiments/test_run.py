@@ -1,11 +1,17 @@
+import dataclasses
 import json
+import shutil
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import fit
 from experiments import run as run_module
 from experiments.config import Config
+from experiments.fit import make_task
 from experiments.run import load_run, run
 from led_jax import checkpoints, data, training
 
@@ -31,7 +37,7 @@ def finished(tmp_path_factory):
 
 
 def best_params(config, workdir):
-    return load_run(config, workdir)[2].params
+    return load_run(config, workdir)[1].params
 
 
 def test_the_result_has_every_field_and_is_on_disk(finished):
@@ -66,60 +72,75 @@ def test_the_same_seed_gives_bit_identical_results(finished, tmp_path):
     )
 
 
-def test_a_stopped_run_goes_on_to_the_same_result(finished, tmp_path, monkeypatch):
-    workdir, result = finished
-    monkeypatch.setattr(run_module, "_SAVE_SECONDS", -1.0)
-
-    class Killed(BaseException):
-        pass
-
-    save = checkpoints.save
-
-    def save_twice_and_die(directory, last, best, log):
-        if int(last.epoch) == 3:
-            raise Killed
-        save(directory, last, best, log)
-
-    monkeypatch.setattr(checkpoints, "save", save_twice_and_die)
-    with pytest.raises(Killed):
-        run(TINY, tmp_path / "c")
-    assert not (tmp_path / "c" / "result.json").exists()
-    monkeypatch.setattr(checkpoints, "save", save)
-    again = run(TINY, tmp_path / "c")
-    assert again["nll"] == result["nll"]
-    jax.tree.map(
-        np.testing.assert_array_equal, best_params(TINY, workdir), best_params(TINY, tmp_path / "c")
-    )
-    assert len((tmp_path / "c" / "metrics.jsonl").read_text().splitlines()) == 6
-
-
 def test_a_run_on_other_data_is_refused(finished, tmp_path, monkeypatch):
-    workdir = tmp_path / "d"
-    monkeypatch.setattr(run_module, "estimate_nll", None)
-    with pytest.raises(TypeError):
-        run(TINY, workdir)  # Stops after training.
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "d")
+    (tmp_path / "d" / "result.json").unlink()
     digits = data.load("digits")
     changed = digits._replace(train=1 - digits.train)
-    monkeypatch.setattr(run_module, "load_data", lambda config: changed)
-    with pytest.raises(ValueError, match="trained on other data"):
-        run(TINY, workdir)
+    monkeypatch.setattr(data, "load", lambda *args, **kwargs: changed)
+    with pytest.raises(ValueError, match="trained on other data .SHA-256 .* than --dataset and"):
+        run(TINY, tmp_path / "d")
 
 
-def test_a_bound_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    def broken_epoch(*args, **kwargs):
-        epoch = make_epoch(*args, **kwargs)
+def nan_in_step(monkeypatch, number):
+    """Makes the loss of one step of every epoch NaN."""
+    train_step = training.train_step
 
-        def compiled(state, rows):
-            state, terms = epoch(state, rows)
-            return state, terms._replace(log_prior=terms.log_prior * np.nan)
+    def broken(led, optimizer, params, opt_state, key, x, kl_weight, axis_name):
+        # The KL's weight counts the steps of a warm-up as long as the run.
+        spoilt = jnp.where(jnp.isclose(kl_weight * 6 * 12 % 12, number, atol=0.1), jnp.nan, 1.0)
+        return train_step(led, optimizer, params, opt_state, key, x * spoilt, kl_weight, axis_name)
 
-        return jax.jit(compiled)
+    monkeypatch.setattr(training, "train_step", broken)
+    return dataclasses.replace(TINY, kl_warmup=0.999999)
 
-    make_epoch = training.make_epoch
-    monkeypatch.setattr(training, "make_epoch", broken_epoch)
-    with pytest.raises(FloatingPointError, match="training ELBO is nan in epoch 1"):
-        run(TINY, tmp_path / "e")
-    assert not (tmp_path / "e" / "result.json").exists()
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, monkeypatch):
+    result = run(nan_in_step(monkeypatch, 3), tmp_path / "e")
+    assert result["skipped"] == 6 and np.isfinite(result["nll"])
+    found = checkpoints.restore(
+        tmp_path / "e" / "checkpoints",
+        dict.fromkeys(("last", "best"), jax.eval_shape(make_task(TINY).fresh_state)),
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.trees["last"].params))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.trees["best"].params))
+
+
+def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch):
+    config = nan_in_step(monkeypatch, 3)
+    config = dataclasses.replace(config, max_skipped=2, checkpoint_epochs=1)
+    with pytest.raises(
+        FloatingPointError,
+        match="not finite in step 4 of epoch 3: 3 updates were skipped for that so far, more than "
+        rf"--max_skipped=2. The last good checkpoint is {tmp_path}/f/checkpoints/2. Start again",
+    ):
+        run(config, tmp_path / "f")
+    assert not (tmp_path / "f" / "result.json").exists()
+    kept = sorted(path.name for path in (tmp_path / "f" / "checkpoints").iterdir())
+    assert kept == ["1", "2"]
+
+
+def test_data_on_the_host_train_as_on_the_device(finished, tmp_path):
+    pytest.importorskip("grain")
+    workdir, result = finished
+    config = dataclasses.replace(TINY, data_placement="host")
+    with mock.patch.object(fit, "BLOCK_STEPS", 5):  # Twelve steps: two whole blocks and a rest.
+        again = run(config, tmp_path / "h")
+    assert again["nll"] == pytest.approx(result["nll"], rel=1e-5)
+    histories = [
+        [json.loads(line)["train_elbo"] for line in (path / "metrics.jsonl").open()]
+        for path in (workdir, tmp_path / "h")
+    ]
+    np.testing.assert_allclose(*histories, rtol=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path, monkeypatch):
+    mesh = mock.Mock(size=3)
+    monkeypatch.setattr(fit.parallel, "make_mesh", lambda devices: mesh)
+    with pytest.raises(ValueError, match="--batch_size=100 does not divide over 3 devices"):
+        run(TINY, tmp_path / "i")
+    assert not (tmp_path / "i").exists()
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):

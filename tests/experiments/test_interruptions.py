@@ -1,0 +1,92 @@
+"""A run that is killed or asked to stop, over and over: in processes of their own."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+from support import assert_trees_equal
+
+from experiments.config import Config, read_config
+from experiments.fit import make_task
+from led_jax import checkpoints
+
+FLAGS = "--epochs=40 --latent_dim=3 --prior_depth=1 --prior_hidden=4 --nll_samples=2".split()
+FLAGS += ["--checkpoint_epochs=1"]
+# The long form: LED_JAX_KILLS=20.
+KILLS = int(os.environ.get("LED_JAX_KILLS", "2"))
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("interruptions")
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(directory / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def start(name):
+        command = [sys.executable, "-m", "experiments.train", *FLAGS, f"--workdir={name}"]
+        with (directory / "stderr").open("w") as stderr:
+            return directory / name, subprocess.Popen(
+                command, cwd=directory, env=os.environ | cache, stdout=stderr, stderr=stderr
+            )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(launch):
+    workdir, process = launch("uninterrupted")
+    assert process.wait(300) == 0
+    return workdir
+
+
+def trees(workdir):
+    like = jax.eval_shape(make_task(read_config(workdir) or Config()).fresh_state)
+    found = checkpoints.restore(workdir / "checkpoints", {"last": like, "best": like})
+    return found.trees, found.meta["history"]
+
+
+def interrupt(launch, name, number, wait):
+    """Sends a signal while a run trains; returns its status and what it said."""
+    workdir, process = launch(name)
+    metrics = workdir / "metrics.jsonl"
+    before = metrics.stat().st_mtime if metrics.exists() else None
+    while process.poll() is None and (not metrics.exists() or metrics.stat().st_mtime == before):
+        time.sleep(0.01)
+    time.sleep(wait)
+    process.send_signal(number)
+    status = process.wait(120)
+    return status, (workdir.parent / "stderr").read_text()
+
+
+def test_a_killed_run_goes_on_to_bit_identical_parameters(launch, uninterrupted):
+    rng = random.Random(0)
+    for _ in range(KILLS):
+        status, _ = interrupt(launch, "killed", signal.SIGKILL, rng.uniform(0, 2))
+        assert status in (-signal.SIGKILL, 0)
+    workdir, process = launch("killed")
+    assert process.wait(300) == 0
+    (found, history), (expected, all_history) = trees(workdir), trees(uninterrupted)
+    assert_trees_equal(found["last"], expected["last"])
+    assert_trees_equal(found["best"], expected["best"])
+    assert history == all_history and len(history) == 40
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(launch, number):
+    status, said = interrupt(launch, f"stopped{number}", number, 0)
+    assert status == 0 and "Traceback" not in said
+    last = said.splitlines()[-1]
+    assert last.startswith("stopped after epoch ")
+    assert last.endswith(f"; to go on: python -m experiments.train --workdir=stopped{number}")
+    epoch = int(last.split()[3])
+    workdir, process = launch(f"stopped{number}")
+    assert process.wait(300) == 0
+    assert json.loads((workdir / "result.json").read_text())["epochs"] == 40 > epoch
