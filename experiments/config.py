@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -81,6 +82,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Fills in defaults and checks every field."""
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), field.default)
         if self.epochs == 0:
             object.__setattr__(self, "epochs", 200 if self.dataset == "digits" else 400)
         if self.latent_dim == 0:
@@ -92,10 +95,10 @@ class Config:
         not_negative = ("prior_depth", "posterior_depth", "posterior_context", "clip_norm", "seed")
         not_negative += ("devices", "checkpoint_minutes", "checkpoint_epochs", "max_skipped")
         for name in positive:
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be positive, got {getattr(self, name)}")
         for name in not_negative:
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
         if self.seed >= 2**32:
             raise ValueError(f"--seed must be less than 2**32, got {self.seed}")
@@ -283,6 +286,16 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
     os.replace(temporary, path)
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Raises ValueError unless a value, say from a file, is of its default's type."""
+    if isinstance(default, tuple):
+        right = isinstance(value, tuple | list) and all(type(width) is int for width in value)
+    else:
+        right = type(value) is type(default) or (type(default) is float and type(value) is int)
+    if not right:
+        raise ValueError(f"--{name} must be like {default!r}, got {value!r}")
 
 
 def _parse_widths(name: str, values: list[str]) -> tuple[int, ...]:

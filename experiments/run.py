@@ -51,7 +51,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     if writes:
         check_workdir(config, workdir)
         result = read_json(result_path)
-    if parallel.broadcast(result is not None and result["nll_samples"] == config.nll_samples):
+    if parallel.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
         return result or {}
     task, mesh = make_task(config), make_mesh(config)
     if writes:

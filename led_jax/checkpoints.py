@@ -108,8 +108,10 @@ def restore(directory: pathlib.Path, like: Mapping[str, Any]) -> Checkpoint | No
       ValueError: if a whole checkpoint does not fit `like`, naming what differs; or if there are
         checkpoints but none is whole.
     """
-    if not directory.is_dir():
+    if not directory.exists():
         return None
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is a file, expected a directory of checkpoints")
     paths = [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
     paths.sort(key=lambda path: int(path.name), reverse=True)
     for path in paths:

@@ -144,17 +144,20 @@ def nll(
         )
     samples_per_chunk = min(samples_per_chunk, num_samples)
     batch_size = min(batch_size, len(x))
-    sum_weights = partial(_sum_weights, led, num_samples, samples_per_chunk)
 
-    def batch(i: int) -> tuple[Array, np.ndarray | Array]:
+    def batch(i: int) -> np.ndarray | Array:
         # The last batch is filled up with rows from the front, so that one program serves all.
-        rows = x[np.arange(i * batch_size, (i + 1) * batch_size) % len(x)]
-        return jax.random.fold_in(key, i), rows
+        return x[np.arange(i * batch_size, (i + 1) * batch_size) % len(x)]
+
+    def sum_weights(params: Params, key: Array, i: Array | int, x: Array) -> _Weights:
+        key = jax.random.fold_in(key, i)
+        return _sum_weights(led, num_samples, samples_per_chunk, params, key, x)
 
     if mesh is None or mesh.size == 1:
-        num_devices, launch = 1, lambda i: sum_weights(params, *batch(i))
+        num_devices, launch = 1, lambda i: sum_weights(params, key, i, batch(i))
     else:
-        num_devices, launch = mesh.size, _on_all_devices(sum_weights, mesh, method, params, batch)
+        num_devices = mesh.size
+        launch = _on_all_devices(sum_weights, mesh, method, params, key, batch)
     rows_a_launch = num_devices * batch_size
     starts = range(0, -(-len(x) // batch_size), num_devices)
     pending, finished = [], []
@@ -179,33 +182,24 @@ def nll(
 
 
 def _on_all_devices(
-    sum_weights: Callable[[Params, Array, Array], _Weights],
+    sum_weights: Callable[[Params, Array, Array, Array], _Weights],
     mesh: Mesh,
     method: str,
     params: Params,
-    batch: Callable[[int], tuple[Array, np.ndarray | Array]],
+    key: Array,
+    batch: Callable[[int], np.ndarray | Array],
 ) -> Callable[[int], _Weights]:
     """The function that sums the weights of as many batches as there are devices, from the i-th."""
+    same = parallel.replicate(mesh, (params, key))
 
-    def arguments(i: int) -> tuple[Array, Array]:
-        keys, rows = zip(*(batch(i + j) for j in parallel.local_positions(mesh)), strict=True)
-        return parallel.split(mesh, (jnp.stack(keys), np.stack(rows)))
+    def arguments(i: int) -> tuple[Any, ...]:
+        numbers = i + parallel.local_positions(mesh)
+        return *same, *parallel.split(mesh, (numbers, np.stack([batch(n) for n in numbers])))
 
-    params = parallel.replicate(mesh, params)
     mapped = parallel.compile(
-        sum_weights,
-        mesh,
-        params,
-        *arguments(0),
-        split_args=(1, 2),
-        split_output=True,
-        method=method,
+        sum_weights, mesh, *arguments(0), split_args=(2, 3), split_output=True, method=method
     )
-
-    def launch(i: int) -> _Weights:
-        return jax.tree.map(jnp.ravel, mapped(params, *arguments(i)))
-
-    return launch
+    return lambda i: jax.tree.map(jnp.ravel, mapped(*arguments(i)))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import secrets
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ CACHE = "binarized_mnist_packed.npz"
 _NAME = "binarized_mnist"
 _SIDE = 28
 _PIXELS = _SIDE * _SIDE
+_MAX_CACHE_BYTES = 8 * 10**6  # 70,000 rows of 98 bytes, and some
 
 
 class _Published(NamedTuple):
@@ -125,6 +127,10 @@ def _read_amat(path: Path, published: _Published) -> np.ndarray:
 
 def _read_cache(path: Path) -> dict[str, np.ndarray]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MAX_CACHE_BYTES:
+            raise ValueError(f"unpacks to {size} bytes, expected at most {_MAX_CACHE_BYTES}")
         with np.load(path, allow_pickle=False) as archive:
             packed = {split: archive[split] for split in PUBLISHED}
     except Exception as error:  # a damaged archive can fail in a dozen ways
