@@ -10,7 +10,7 @@ from led_jax import data, flows
 
 PACKAGES = [led_jax, flows, data]
 MODULES = ["densities", "model", "networks", "numerics", "objectives", "training"]
-MODULES += ["checkpoints", "plots"]
+MODULES += ["checkpoints", "parallel", "plots"]
 MODULES += [f"flows.{name}" for name in ("actnorm", "autoregressive", "base", "conditioners")]
 MODULES += [f"flows.{name}" for name in ("coupling", "masks", "permutations", "transformers")]
 

@@ -15,6 +15,8 @@ from led_jax.numerics import log_sigmoid
 
 # Bounds |log scale| of `affine`: a layer scales by at most e^3, whatever its network emits.
 _MAX_LOG_SCALE = 3.0
+# `gate` closes no further than to e^-20, beyond what float32 resolves: its inverse stays finite.
+_MIN_LOGIT = -20.0
 
 
 class Transformer(NamedTuple):
@@ -76,7 +78,7 @@ Real NVP: Dinh, Sohl-Dickstein and Bengio (2016), eq. 7, https://arxiv.org/abs/1
 
 
 def gate(bias: float) -> Transformer:
-    """Y = s x + (1 - s) m, with s = sigmoid(raw + bias).
+    """Y = s x + (1 - s) m, with s = sigmoid(max(raw + bias, -20)).
 
     The update of inverse autoregressive flow: Kingma et al. (2016), eq. 13 to 15,
     https://arxiv.org/abs/1606.04934. A layer starts as y = sigmoid(bias) x.
@@ -84,14 +86,15 @@ def gate(bias: float) -> Transformer:
 
     def apply(raw: Array, x: Array) -> tuple[Array, Array]:
         mean, logit = _split(raw)
-        scale = jax.nn.sigmoid(logit + bias)
-        y = mean + scale * (x - mean)
-        return y, jnp.broadcast_to(log_sigmoid(logit + bias), y.shape)
+        logit = jnp.maximum(logit + bias, _MIN_LOGIT)
+        y = mean + jax.nn.sigmoid(logit) * (x - mean)
+        return y, jnp.broadcast_to(log_sigmoid(logit), y.shape)
 
     def inverse(raw: Array, y: Array) -> tuple[Array, Array]:
         mean, logit = _split(raw)
-        x = mean + (y - mean) * (1 + jnp.exp(-logit - bias))
-        return x, jnp.broadcast_to(-log_sigmoid(logit + bias), x.shape)
+        logit = jnp.maximum(logit + bias, _MIN_LOGIT)
+        x = mean + (y - mean) * (1 + jnp.exp(-logit))
+        return x, jnp.broadcast_to(-log_sigmoid(logit), x.shape)
 
     return Transformer(2, apply, inverse)
 

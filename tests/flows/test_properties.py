@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import KEY, normal
+from support import KEY, normal, randomise
 from support.cases import CASES, CONTEXT_DIM, build, smooth_made, smooth_mlp
 
 from led_jax import flows
@@ -240,3 +240,27 @@ def test_wrong_event_shape_is_an_error(case):
         for function, first in ((flow.init, KEY), (flow.apply, params), (flow.inverse, params)):
             with pytest.raises(ValueError, match=rf"expected .*\[\.\.\., {expected}\].*got \("):
                 jax.eval_shape(function, first, wrong, context)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_no_nan_far_out(case, dtype):
+    """Values and gradients at inputs up to 1e6, with parameters further from zero than elsewhere."""
+    flow = case.make()
+    sizes = np.array([1, 1e3, 1e6, -1e6]).reshape(-1, *[1] * len(case.event_shape))
+    x = (normal((4, *case.event_shape), seed=2) * sizes).astype(dtype)
+    context = normal((4, CONTEXT_DIM), seed=3, dtype=dtype) if case.conditional else None
+    shapes = jax.eval_shape(flow.init, KEY, x, context)
+    # Deep stacks amplify beyond what floats hold.
+    scale = case.noise if "deep" in case.name else 3 * case.noise
+    params = randomise(jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), shapes), scale)
+
+    def log_probs(params, x):
+        total = 0.0
+        for transform in (flow.apply, flow.inverse):
+            y, log_det = transform(params, x, context)
+            total += (log_det - 0.5 * (y * y).reshape(4, -1).sum(-1)).sum()
+        return total
+
+    leaves = jax.tree.leaves(jax.jit(jax.value_and_grad(log_probs, (0, 1)))(params, x))
+    assert not any(np.isnan(leaf.astype(jnp.float32)).any() for leaf in leaves)
