@@ -149,7 +149,7 @@ def nll(
         # The last batch is filled up with rows from the front, so that one program serves all.
         return x[np.arange(i * batch_size, (i + 1) * batch_size) % len(x)]
 
-    def sum_weights(params: Params, key: Array, i: Array | int, x: Array) -> _Weights:
+    def sum_weights(params: Params, key: Array, i: Array | int, x: np.ndarray | Array) -> _Weights:
         key = jax.random.fold_in(key, i)
         return _sum_weights(led, num_samples, samples_per_chunk, params, key, x)
 
