@@ -13,6 +13,14 @@ from led_jax import densities, flows, networks, parallel
 from led_jax.data import Dataset
 from led_jax.model import LED
 
+_TRANSFORMERS = {
+    "additive": flows.additive,
+    "affine": flows.affine,
+    "gated": flows.gated,
+    "rational_quadratic": flows.rational_quadratic,
+    "deep_sigmoid": flows.deep_sigmoid,
+}
+
 
 def _field(default: Any, help: str, *, free: bool = False, choices: tuple[str, ...] = ()) -> Any:
     return dataclasses.field(
@@ -47,9 +55,17 @@ class Config:
     prior: str = _field("nvp", "Flow of the prior p(z).", choices=("nvp",))
     prior_depth: int = _field(4, "L_prior: Real NVP layers; 0 keeps N(0, I).")
     prior_hidden: tuple[int, ...] = _field((100,), "Hidden widths of each prior layer.")
+    prior_transformer: str = _field(
+        "affine", "Elementwise map of each prior layer.", choices=tuple(_TRANSFORMERS)
+    )
     posterior: str = _field("made", "Flow of the posterior q(z|x).", choices=("made", "nvp"))
     posterior_depth: int = _field(0, "L_post: posterior layers; 0 keeps the Gaussian.")
     posterior_hidden: tuple[int, ...] = _field((512, 512), "Hidden widths of each layer.")
+    posterior_transformer: str = _field(
+        "default",
+        "Elementwise map of each posterior layer; default: a gate for made, affine for nvp.",
+        choices=("default", *_TRANSFORMERS),
+    )
     posterior_context: int = _field(
         0, "Width of the encoder's context for every posterior layer; 0 for none."
     )
@@ -135,22 +151,32 @@ def build_led(config: Config, dataset: Dataset) -> LED:
     """The model of a configuration for a data set's images."""
     latent_shape = (config.latent_dim,)
     context_dim = config.posterior_context or None
+    transformer = _TRANSFORMERS.get(config.posterior_transformer)
     if config.posterior == "made":
         posterior = flows.iaf(
             latent_shape,
             config.posterior_depth,
             hidden=config.posterior_hidden,
             context_dim=context_dim,
+            transformer=transformer,
         )
     else:
         posterior = flows.real_nvp(
             latent_shape,
             config.posterior_depth,
             hidden=config.posterior_hidden,
+            transformer=transformer or flows.affine,
             context_dim=context_dim,
             seed=1000,  # Other masks than the prior's.
         )
-    prior = flows.real_nvp(latent_shape, config.prior_depth, hidden=config.prior_hidden)
+    prior = flows.real_nvp(
+        latent_shape,
+        config.prior_depth,
+        hidden=config.prior_hidden,
+        transformer=_TRANSFORMERS[config.prior_transformer],
+    )
+    if config.prior_transformer == "deep_sigmoid":
+        prior = flows.invert(prior)  # Scoring, which training does, needs no root.
     if config.network == "mlp":
         encoder = networks.mlp_encoder(config.latent_dim, context_dim=context_dim)
         decoder = networks.mlp_decoder(dataset.image_shape[0] * dataset.image_shape[1])

@@ -7,7 +7,17 @@ from led_jax.flows.conditioners import made, mlp
 from led_jax.flows.coupling import coupling, real_nvp
 from led_jax.flows.masks import channel, checkerboard, random_half
 from led_jax.flows.permutations import permute, reverse
-from led_jax.flows.transformers import Transformer, additive, affine, gate, gated
+from led_jax.flows.transformers import (
+    Transformer,
+    additive,
+    affine,
+    deep_sigmoid,
+    gate,
+    gated,
+    rational_quadratic,
+    sigmoid_mixture,
+    spline,
+)
 
 __all__ = [
     "Flow",
@@ -20,6 +30,7 @@ __all__ = [
     "channel",
     "checkerboard",
     "coupling",
+    "deep_sigmoid",
     "flatten",
     "gate",
     "gated",
@@ -29,7 +40,10 @@ __all__ = [
     "mlp",
     "permute",
     "random_half",
+    "rational_quadratic",
     "real_nvp",
     "repeat",
     "reverse",
+    "sigmoid_mixture",
+    "spline",
 ]

@@ -4,6 +4,8 @@ A transformer's parameters are unconstrained reals, as a network emits them. All
 identity, or close to it, so that a layer whose conditioner starts at zero starts there too.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,12 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from led_jax.numerics import log_sigmoid
+from led_jax.numerics import log_sigmoid, softplus
 
 # Bounds |log scale| of `affine`: a layer scales by at most e^3, whatever its network emits.
 _MAX_LOG_SCALE = 3.0
 # `gate` closes no further than to e^-20, beyond what float32 resolves: its inverse stays finite.
 _MIN_LOGIT = -20.0
+
+# Least share of a spline's interval that a bin has, and least slope at a knot.
+_MIN_BIN = 1e-3
+_MIN_SLOPE = 1e-3
+# softplus(_SLOPE_BIAS) + _MIN_SLOPE is 1, the slope of the identity.
+_SLOPE_BIAS = math.log(math.expm1(1 - _MIN_SLOPE))
 
 
 class Transformer(NamedTuple):
@@ -101,3 +109,233 @@ def gate(bias: float) -> Transformer:
 
 gated = gate(1.5)
 """`gate` with a bias of 1.5, in the middle of what Kingma et al. (2016) recommend."""
+
+
+class _Bin(NamedTuple):
+    """The bin of a spline that an entry is in: lower corner, sides and slopes, each `[..., D]`."""
+
+    x: Array
+    y: Array
+    width: Array
+    height: Array
+    slope: Array
+    next_slope: Array
+
+    @property
+    def chord(self) -> Array:
+        return self.height / self.width
+
+    @property
+    def bend(self) -> Array:
+        return self.slope + self.next_slope - 2 * self.chord
+
+    def log_slope(self, t: Array) -> Array:
+        """Log-derivative at x + t width: Durkan et al. (2019), eq. 5."""
+        chord, between = self.chord, t * (1 - t)
+        ends = self.next_slope * t * t + 2 * chord * between + self.slope * (1 - t) * (1 - t)
+        return 2 * jnp.log(chord / (chord + self.bend * between)) + jnp.log(ends)
+
+
+def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
+    """A monotone rational-quadratic spline, with the identity outside its interval.
+
+    Durkan et al. (2019), eq. 4 to 8, https://arxiv.org/abs/1906.04032. A bin is no narrower and no
+    lower than 1/1000 of the interval, and no slope at a knot is less than 1/1000.
+
+    Args:
+      num_bins: number of bins K.
+      bound: the interval is [-bound, bound], and the slope is 1 at its ends, where linear tails
+        begin: 3 K - 1 parameters. None gives the box [0, 1] with free slopes at its ends, for
+        densities on (0, 1)^D: 3 K + 1 parameters.
+
+    Raises:
+      ValueError: if there are no bins or more than fit in, or the bound is not positive.
+    """
+    if not 1 <= num_bins < 1 / _MIN_BIN:
+        raise ValueError(f"spline: expected 1 to {1 / _MIN_BIN - 1:.0f} bins, got {num_bins}")
+    if bound is not None and not 0 < bound < math.inf:
+        raise ValueError(f"spline: bound must be positive, or None for [0, 1], got {bound}")
+    low, high = (0.0, 1.0) if bound is None else (-bound, bound)
+    num_params = 3 * num_bins + (1 if bound is None else -1)
+
+    def lengths(raw: Array) -> Array:
+        return (high - low) * (_MIN_BIN + (1 - num_bins * _MIN_BIN) * jax.nn.softmax(raw, -2))
+
+    def find_bin(raw: Array, value: Array, *, is_output: bool) -> _Bin:
+        widths = lengths(raw[..., :num_bins, :])
+        heights = lengths(raw[..., num_bins : 2 * num_bins, :])
+        slopes = raw[..., 2 * num_bins :, :]
+        if bound is not None:
+            slopes = jnp.pad(slopes, [(0, 0)] * (raw.ndim - 2) + [(1, 1), (0, 0)])
+        # Masked sums over the bins, because gathers are slow on a CPU.
+        knots = low + jnp.cumsum(heights if is_output else widths, -2)[..., :-1, :]
+        passed = value[..., None, :] >= knots
+        end = jnp.zeros_like(passed, shape=(*passed.shape[:-2], 1, passed.shape[-1]))
+        is_below = jnp.concatenate([passed, end], -2)
+        is_here = jnp.concatenate([~end, passed], -2) & ~is_below
+
+        def here(values: Array) -> Array:
+            return jnp.where(is_here, values, 0).sum(-2)
+
+        return _Bin(
+            x=low + jnp.where(is_below, widths, 0).sum(-2),
+            y=low + jnp.where(is_below, heights, 0).sum(-2),
+            width=here(widths),
+            height=here(heights),
+            slope=_MIN_SLOPE + softplus(here(slopes[..., :-1, :]) + _SLOPE_BIAS),
+            next_slope=_MIN_SLOPE + softplus(here(slopes[..., 1:, :]) + _SLOPE_BIAS),
+        )
+
+    def is_inside(value: Array) -> Array:
+        return (value > low) & (value < high)
+
+    def apply(raw: Array, x: Array) -> tuple[Array, Array]:
+        inner = jnp.clip(x, low, high)  # Outside, too, the branch not taken must stay finite.
+        bin = find_bin(raw, inner, is_output=False)
+        t = jnp.clip((inner - bin.x) / bin.width, 0, 1)
+        rise = (bin.chord * t * t + bin.slope * t * (1 - t)) / (bin.chord + bin.bend * t * (1 - t))
+        y = jnp.where(is_inside(x), bin.y + bin.height * rise, x)
+        return y, jnp.where(is_inside(x), bin.log_slope(t), 0)
+
+    def solve(raw: Array, y: Array) -> tuple[Array, Array]:
+        inner = jnp.clip(y, low, high)
+        bin = find_bin(raw, inner, is_output=True)
+        rise = jnp.clip((inner - bin.y) / bin.height, 0, 1)
+        # a t^2 + b t = c in [0, 1], by the form of the root that subtracts nothing for b's sign.
+        a = bin.chord - bin.slope + rise * bin.bend
+        b = bin.slope - rise * bin.bend
+        c = bin.chord * rise
+        q = jnp.abs(b) + jnp.sqrt(jnp.maximum(b * b + 4 * a * c, 0))
+        t = jnp.clip(jnp.where(b >= 0, 2 * c / q, q / (2 * a)), 0, 1)
+        x = jnp.where(is_inside(y), bin.x + bin.width * t, y)
+        return x, jnp.where(is_inside(y), -bin.log_slope(t), 0)
+
+    return Transformer(num_params, _in_float32(apply), _in_float32(_implicit_inverse(apply, solve)))
+
+
+def sigmoid_mixture(num_units: int = 8) -> Transformer:
+    """Y = logit(sum_j w_j sigmoid(a_j x + b_j)), with w = softmax(raw), a = e^(3 tanh(raw / 3)).
+
+    The deep sigmoidal flow of neural autoregressive flows: Huang et al. (2018), eq. 8,
+    https://arxiv.org/abs/1804.00779. The b_j start spread over (-1, 1), else the units would stay
+    equal; a fresh map differs from the identity by 0.2 at most. The inverse is found numerically,
+    to rounding error, and differentiated by the implicit function theorem.
+
+    Args:
+      num_units: number J of sigmoids; there are 3 J parameters.
+
+    Raises:
+      ValueError: if num_units is not positive.
+    """
+    if num_units < 1:
+        raise ValueError(f"sigmoid_mixture: num_units must be positive, got {num_units}")
+
+    def split(raw: Array) -> tuple[Array, Array, Array]:
+        logits, log_scale, shift = (
+            raw[..., i * num_units : (i + 1) * num_units, :] for i in range(3)
+        )
+        spread = (2 * jnp.arange(num_units, dtype=raw.dtype)[:, None] + 1) / num_units - 1
+        return jax.nn.log_softmax(logits, -2), _bounded_log_scale(log_scale), shift + spread
+
+    def apply(raw: Array, x: Array) -> tuple[Array, Array]:
+        log_weight, log_scale, shift = split(raw)
+        u = jnp.exp(log_scale) * x[..., None, :] + shift
+        log_on, log_off = log_sigmoid(u), log_sigmoid(-u)
+        on, off = log_weight + log_on, log_weight + log_off
+        y = jax.nn.logsumexp(on, -2) - jax.nn.logsumexp(off, -2)
+        # d log(S)/dx - d log(1 - S)/dx for the weighted sum S: positive terms, nothing cancels.
+        terms = [
+            log_scale + jax.nn.log_softmax(on, -2) + log_off,
+            log_scale + jax.nn.log_softmax(off, -2) + log_on,
+        ]
+        return y, jax.nn.logsumexp(jnp.concatenate(terms, -2), -2)
+
+    def solve(raw: Array, y: Array) -> tuple[Array, Array]:
+        _, log_scale, shift = split(raw)
+        # Each unit alone takes y at a point of its own; the mixture takes it between these.
+        points = (y[..., None, :] - shift) * jnp.exp(-log_scale)
+        x = _bracketed_root(functools.partial(apply, raw), y, points.min(-2), points.max(-2))
+        return x, -apply(raw, x)[1]
+
+    return Transformer(
+        3 * num_units, _in_float32(apply), _in_float32(_implicit_inverse(apply, solve))
+    )
+
+
+def _bracketed_root(
+    fn: Callable[[Array], tuple[Array, Array]], y: Array, low: Array, high: Array
+) -> Array:
+    """Solves fn(x) = y elementwise for an increasing fn, between low and high.
+
+    Newton's method, safeguarded: where a step leaves the bracket, and every third time, bisection.
+
+    Args:
+      fn: `x -> (value, log-derivative)`.
+      y: the values wanted.
+      low: points where fn is at most y.
+      high: points where fn is at least y.
+    """
+    limits = jnp.finfo(y.dtype)
+
+    def goes_on(state):
+        i, _, _, _, done = state
+        return (i < 3 * (limits.nmant + 10)) & ~done.all()
+
+    def step(state):
+        i, x, low, high, done = state
+        value, log_slope = fn(x)
+        low, high = jnp.where(value <= y, x, low), jnp.where(value >= y, x, high)
+        move = (y - value) * jnp.exp(-log_slope)
+        done |= jnp.minimum(jnp.abs(move), high - low) <= 2 * limits.eps * (1 + jnp.abs(x))
+        is_safe = (x + move >= low) & (x + move <= high) & (i % 3 < 2)
+        middle = low + (high - low) / 2
+        x = jnp.where(done, x, jnp.where(is_safe, x + move, middle))
+        return i + 1, x, low, high, done
+
+    middle = low + (high - low) / 2
+    return jax.lax.while_loop(goes_on, step, (0, middle, low, high, jnp.zeros(y.shape, bool)))[1]
+
+
+def _in_float32(
+    transform: Callable[[Array, Array], tuple[Array, Array]],
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """`transform` computed in float32 where its input is narrower, because sums need the bits."""
+
+    def wide(raw: Array, x: Array) -> tuple[Array, Array]:
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        y, log_det = transform(raw.astype(dtype), x.astype(dtype))
+        return y.astype(x.dtype), log_det.astype(x.dtype)
+
+    return wide
+
+
+def _implicit_inverse(
+    apply: Callable[[Array, Array], tuple[Array, Array]],
+    solve: Callable[[Array, Array], tuple[Array, Array]],
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """`solve`, differentiated by the implicit function theorem, in both modes and at any order.
+
+    For y = f(raw, x): dx = (dy - df) / (df/dx), where df is that of raw at a fixed x.
+    """
+
+    @jax.custom_jvp
+    def inverse(raw: Array, y: Array) -> tuple[Array, Array]:
+        return solve(raw, y)
+
+    @inverse.defjvp
+    def jvp(primals, tangents):
+        (raw, y), (raw_dot, y_dot) = primals, tangents
+        x, log_det = inverse(raw, y)
+        _, (f_dot, log_slope_dot) = jax.jvp(lambda raw: apply(raw, x), (raw,), (raw_dot,))
+        x_dot = (y_dot - f_dot) * jnp.exp(log_det)
+        _, (_, log_slope_dot_x) = jax.jvp(lambda x: apply(raw, x), (x,), (x_dot,))
+        return (x, log_det), (x_dot, -log_slope_dot - log_slope_dot_x)
+
+    return inverse
+
+
+rational_quadratic = spline()
+"""`spline` with 8 bins on [-5, 5] and linear tails."""
+
+deep_sigmoid = sigmoid_mixture()
+"""`sigmoid_mixture` of 8 units."""

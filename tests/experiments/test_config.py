@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.config import Config, build_led, check_workdir, read_config, write_json
-from led_jax import data
+from led_jax import data, flows
 
 
 def test_epochs_default_to_the_data_set():
@@ -37,6 +37,8 @@ def test_the_latent_size_defaults_to_the_papers():
         ("network", "transformer", "--network must be one of mlp, resconv, got 'transformer'"),
         ("prior", "maf", "--prior must be one of nvp, got 'maf'"),
         ("posterior", "planar", "--posterior must be one of made, nvp, got 'planar'"),
+        ("prior_transformer", "cubic", "--prior_transformer must be one of additive, affine, .*"),
+        ("posterior_transformer", "cubic", "--posterior_transformer must be one of default, "),
         ("binarize", "sometimes", "--binarize must be one of static, dynamic"),
         ("weight_norm", True, "--weight_norm needs --network=resconv, got 'mlp'"),
         ("warmup", 1.0, "--warmup must be in"),
@@ -67,6 +69,33 @@ def test_every_combination_of_flows_builds_at_depth_zero_and_one():
             params = jax.eval_shape(led.init, jax.random.key(0), x)
             terms = jax.eval_shape(led.elbo, params, jax.random.key(1), x)
             assert {term.shape for term in terms} == {(2,)}
+
+
+@pytest.mark.parametrize("transformer", ["rational_quadratic", "deep_sigmoid"])
+@pytest.mark.parametrize("posterior", ["made", "nvp"])
+def test_each_transformer_flag_reaches_its_own_flow(posterior, transformer):
+    digits = data.load("digits")
+    x = jnp.asarray(digits.train[:2], jnp.float32)
+
+    def sizes(**given):
+        shape = {"latent_dim": 2, "prior_hidden": (8,), "posterior_hidden": (8,)}
+        config = Config(posterior=posterior, prior_depth=1, posterior_depth=1, **shape, **given)
+        led = build_led(config, digits)
+        params = jax.eval_shape(led.init, jax.random.key(0), x)
+        bound = jax.eval_shape(lambda params: led.elbo(params, jax.random.key(1), x).bound, params)
+        assert bound.shape == (2,)
+        return {
+            part: sum(leaf.size for leaf in jax.tree.leaves(params[part]))
+            for part in ("prior", "posterior")
+        }
+
+    more = getattr(flows, transformer).num_params - flows.affine.num_params
+    entries = {"prior": 1, "posterior": 2 if posterior == "made" else 1}
+    for part, other in (("prior", "posterior"), ("posterior", "prior")):
+        before, after = sizes(), sizes(**{f"{part}_transformer": transformer})
+        # Eight hidden units and a bias emit each of the parameters of each entry.
+        assert after[part] - before[part] == 9 * more * entries[part]
+        assert after[other] == before[other]
 
 
 def test_the_record_is_read_back(tmp_path):

@@ -25,8 +25,9 @@ TINY = Config(
     nll_samples=20,
 )
 FIELDS = (
-    "dataset network latent_dim prior prior_depth posterior posterior_depth seed epochs best_epoch "
-    "valid_elbo test_elbo nll nll_se nll_samples compile_seconds seconds_per_epoch seconds_train"
+    "dataset network latent_dim prior prior_depth prior_transformer posterior posterior_depth "
+    "posterior_transformer seed epochs best_epoch valid_elbo test_elbo nll nll_se nll_samples "
+    "compile_seconds seconds_per_epoch seconds_train"
 ).split()
 
 
