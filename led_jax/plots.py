@@ -108,7 +108,15 @@ def density_maps(path: str | os.PathLike, rows: Sequence[Sequence[Panel]]) -> No
     figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
     for panels, axes_row in zip(rows, grid, strict=True):
         for panel, axes in zip(panels, axes_row, strict=True):
-            axes.imshow(panel.density, extent=panel.extent, origin="lower", cmap=colors, vmin=0)
+            axes.imshow(
+                panel.density,
+                extent=panel.extent,
+                origin="lower",
+                cmap=colors,
+                vmin=0,
+                interpolation="bilinear",
+                interpolation_stage="data",
+            )
             if panel.contours is not None:
                 levels = panel.contours.max() * np.array([0.05, 0.3, 0.8])
                 axes.contour(
