@@ -46,8 +46,11 @@ def run(
       "runs": each run's numbers in nats, in the order given; and "num_samples".
 
     Raises:
-      ValueError: if a directory holds no finished run, or its data are binarized afresh.
+      ValueError: if there are no runs, a directory holds no finished one, or its data are binarized
+        afresh.
     """
+    if not runs:
+        raise ValueError("--runs must name the directory of at least one finished run")
     results, images = [], []
     for directory in runs:
         result, decoded = measure(directory, data_dir, num_samples, jax.random.key(seed))
@@ -134,7 +137,6 @@ if __name__ == "__main__":
     figures.define_flags()
     flags.DEFINE_list("runs", [], "Directories of finished runs of experiments.train.")
     flags.DEFINE_string("data_dir", "", "Where the data are, if no longer where they were.")
-    flags.mark_flag_as_required("runs")
     figures.launch(
         "marginal_matching",
         "marginal_matching",

@@ -37,7 +37,7 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
         ("sweep", [], "--workdir is required"),
         ("mixture", [], "--workdir is required"),
         ("posterior_gap", ["--workdir=w", "stray"], "unknown arguments: stray"),
-        ("marginal_matching", ["--workdir=w"], "--runs must have a value"),
+        ("marginal_matching", ["--workdir=w"], "--runs must name the directory"),
         ("marginal_matching", ["--workdir=w", "--runs=absent"], "absent holds no finished run"),
         ("evaluate", ["--workdir=absent"], "not a run's directory"),
         ("sweep", ["--workdir=w", "--table=7"], "--table must be one of"),
