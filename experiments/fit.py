@@ -1,6 +1,7 @@
 """Training of one run: from a configuration or a checkpoint to the state of its best epoch."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import signal
@@ -32,6 +33,9 @@ BLOCK_STEPS = 100
 """Steps whose rows are gathered and sent to the device together, where data stay on the host."""
 
 Log = dict[str, Any]
+
+
+_copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
 
 
 class Stopped(Exception):
@@ -223,7 +227,7 @@ def _observer(
     config = task.config
     evaluate, valid_rows = training.make_evaluate(task.led), jnp.asarray(task.dataset.valid)
     # Epochs are donated their state, so the best one needs buffers of its own.
-    best = jax.tree.map(jnp.copy, best)
+    best = _copy(best)
     best_elbo = max((r["valid_elbo"] for r in log["history"]), default=-np.inf)
     eval_every = max(1, config.epochs // 100)
     first_epoch = len(log["epoch_seconds"])
@@ -266,7 +270,7 @@ def _observer(
             if epoch % eval_every == 0 or epoch == config.epochs:
                 record = validate(epoch, state, train_elbo)
                 if record["valid_elbo"] > best_elbo:
-                    best_elbo, best = record["valid_elbo"], jax.tree.map(jnp.copy, state)
+                    best_elbo, best = record["valid_elbo"], _copy(state)
             now = time.perf_counter()
             log["seconds_train"] = seconds_before + now - started
             due = now - saved > 60 * config.checkpoint_minutes
@@ -321,13 +325,13 @@ def make_epoch(
     compiled = {False: build(task, mesh, state, rows, skip_nonfinite=False)}
 
     def epoch(state: TrainState) -> tuple[TrainState, Steps]:
-        before = jax.tree.map(jnp.copy, state)
+        before = _copy(state)
         state, steps = compiled[False](state)
-        if training.is_finite((state, steps)):
-            return state, steps
-        if True not in compiled:
-            compiled[True] = build(task, mesh, before, rows, skip_nonfinite=True)
-        return compiled[True](before)
+        if not training.is_finite((state, steps)):
+            if True not in compiled:
+                compiled[True] = build(task, mesh, before, rows, skip_nonfinite=True)
+            state, steps = compiled[True](before)
+        return state, jax.device_get(steps)
 
     return epoch
 

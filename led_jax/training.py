@@ -109,6 +109,7 @@ def train_step(
     return optax.apply_updates(params, updates), opt_state, terms
 
 
+@jax.jit
 def is_finite(tree: Any) -> Array:
     """Whether no float in a pytree is NaN or infinite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]

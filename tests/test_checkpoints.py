@@ -1,4 +1,5 @@
 import functools
+import json
 import pickle
 import shutil
 
@@ -168,7 +169,8 @@ def truncate_record(checkpoint):
 
 def edit_record(checkpoint):
     path = checkpoint / "record" / "metadata"
-    path.write_text(path.read_text().replace('"step": 2', '"step": 9'))
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"meta": {"step": 9}}))
 
 
 def write_nonsense(checkpoint):

@@ -43,7 +43,7 @@ def launch(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(launch):
     workdir, process = launch("uninterrupted")
-    assert process.wait(300) == 0
+    assert process.wait(900) == 0
     return workdir
 
 
@@ -62,7 +62,7 @@ def interrupt(launch, name, number, wait):
         time.sleep(0.01)
     time.sleep(wait)
     process.send_signal(number)
-    status = process.wait(120)
+    status = process.wait(900)
     return status, (workdir.parent / "stderr").read_text()
 
 
@@ -72,7 +72,7 @@ def test_a_killed_run_goes_on_to_bit_identical_parameters(launch, uninterrupted)
         status, _ = interrupt(launch, "killed", signal.SIGKILL, rng.uniform(0, 2))
         assert status in (-signal.SIGKILL, 0)
     workdir, process = launch("killed")
-    assert process.wait(300) == 0
+    assert process.wait(900) == 0
     (found, history), (expected, all_history) = trees(workdir), trees(uninterrupted)
     assert_trees_equal(found["last"], expected["last"])
     assert_trees_equal(found["best"], expected["best"])
@@ -88,5 +88,5 @@ def test_a_signal_saves_and_says_how_to_go_on(launch, number):
     assert last.endswith(f"; to go on: python -m experiments.train --workdir=stopped{number}")
     epoch = int(last.split()[3])
     workdir, process = launch(f"stopped{number}")
-    assert process.wait(300) == 0
+    assert process.wait(900) == 0
     assert json.loads((workdir / "result.json").read_text())["epochs"] == 40 > epoch

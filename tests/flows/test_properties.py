@@ -245,7 +245,7 @@ def test_wrong_event_shape_is_an_error(case):
 @every_case
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_no_nan_far_out(case, dtype):
-    """Values and gradients at inputs up to 1e6, with parameters further from zero than elsewhere."""
+    """Values and gradients at inputs up to 1e6, with parameters further out than elsewhere."""
     flow = case.make()
     sizes = np.array([1, 1e3, 1e6, -1e6]).reshape(-1, *[1] * len(case.event_shape))
     x = (normal((4, *case.event_shape), seed=2) * sizes).astype(dtype)
