@@ -155,9 +155,13 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 
 def fit(
-    task: Task, mesh: Mesh, workdir: pathlib.Path, stopped: Callable[[], bool]
+    task: Task,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    restored: tuple[TrainState, TrainState, Log] | None,
+    stopped: Callable[[], bool],
 ) -> tuple[TrainState, Log]:
-    """Trains from the newest checkpoint in `workdir`, or from scratch.
+    """Trains from a checkpoint, or from scratch.
 
     The first process alone validates, keeps the log and writes to `workdir`.
 
@@ -165,6 +169,7 @@ def fit(
       task: what to train.
       mesh: the devices to train on.
       workdir: directory of the run.
+      restored: what `restore` found there.
       stopped: whether to stop after the epoch at hand.
 
     Returns:
@@ -173,7 +178,6 @@ def fit(
       were not finite.
 
     Raises:
-      ValueError: if the checkpoint does not belong to the task.
       FloatingPointError: if too many updates, or the validation's bound, are not finite.
       Stopped: after saving, if it is to stop.
     """
@@ -186,7 +190,6 @@ def fit(
         "saved_epoch": None,
         "fingerprint": task.fingerprint,
     }
-    restored = restore(task, workdir) if writes else None
     if restored is None:
         state = best = task.fresh_state()
     else:

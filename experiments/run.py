@@ -54,11 +54,12 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     if parallel.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
         return result or {}
     task, mesh = make_task(config), make_mesh(config)
+    restored = restore(task, workdir) if writes else None
     if writes:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "config.json", vars(config))
     with stop_on_signal() as stopped:
-        best, log = fit(task, mesh, workdir, stopped)
+        best, log = fit(task, mesh, workdir, restored, stopped)
         estimate = estimate_nll(task, mesh, best.params, task.dataset.test, stopped)
     if not writes:
         return {}

@@ -7,6 +7,8 @@ import contextlib
 import json
 import logging
 import pathlib
+import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -122,7 +124,8 @@ def restore(directory: pathlib.Path, like: Mapping[str, Any]) -> Checkpoint | No
             continue
         _check_fit(path, record["arrays"], like)
         try:
-            return Checkpoint(path, _read_trees(path, record, like), record["meta"])
+            with _without_stray_tracebacks():
+                return Checkpoint(path, _read_trees(path, record, like), record["meta"])
         except _Damaged as error:
             _log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
     if paths:
@@ -135,6 +138,19 @@ def restore(directory: pathlib.Path, like: Mapping[str, Any]) -> Checkpoint | No
 
 class _Damaged(Exception):
     """A checkpoint that does not hold what was written."""
+
+
+@contextlib.contextmanager
+def _without_stray_tracebacks() -> Iterator[None]:
+    """Keeps back what tensorstore's threads print when a read has failed beside theirs."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    except _Damaged:
+        time.sleep(0.5)  # The other reads end in the meantime.
+        raise
+    finally:
+        sys.unraisablehook = hook
 
 
 def _read_record(path: pathlib.Path, like: Mapping[str, Any]) -> dict[str, Any]:

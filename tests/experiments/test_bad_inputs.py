@@ -184,8 +184,8 @@ CASES = [
             "--coordinator=localhost:9 --num_processes=2 --process_id=2",
             "--process_id=2 must be less than --num_processes=2",
         ),
-        ("--num_processes=0", "must be a positive integer"),
-        ("--process_id=-1", "must be a non-negative integer"),
+        ("--num_processes=0", "is not a positive integer"),
+        ("--process_id=-1", "is not a non-negative integer"),
         ("--colour=red", "Unknown command line flag 'colour'"),
         ("stray", "unknown arguments: stray"),
     ]
@@ -223,7 +223,7 @@ CASES = [
     Case("evaluate", "", "--workdir is required"),
     Case("evaluate", "--workdir=DIR/absent", "not a run's directory"),
     Case("evaluate", "--workdir=DIR/w --split=best", "value should be one of <train|valid|test>"),
-    Case("evaluate", "--workdir=DIR/w --nll_samples=0", "must be a positive integer"),
+    Case("evaluate", "--workdir=DIR/w --nll_samples=0", "is not a positive integer"),
     Case("evaluate", "--workdir=DIR/w", "has no checkpoint yet", without_checkpoints),
     Case("evaluate", "--workdir=DIR/w", "all 1 checkpoints in", damaged),
     Case("evaluate", "--workdir=DIR/w --data_dir=absent", "not an existing", unfinished),
@@ -232,7 +232,7 @@ CASES = [
     Case("sweep", "--workdir=DIR/new --columns=cnn", "--columns of table 1 are"),
     Case("sweep", "--workdir=DIR/new --seeds=x", "--seeds must be different whole numbers"),
     Case("sweep", "--workdir=DIR/new --seeds=1,1", "--seeds must be different whole numbers"),
-    Case("sweep", "--workdir=DIR/new --epochs=-1", "must be a non-negative integer"),
+    Case("sweep", "--workdir=DIR/new --epochs=-1", "is not a non-negative integer"),
     Case("sweep", "--workdir=DIR/new --data_dir=absent", "absent' is not an existing directory"),
 ]
 
