@@ -182,7 +182,7 @@ CASES = [
         ("--num_processes=2", "--num_processes and --process_id need --coordinator"),
         (
             "--coordinator=localhost:9 --num_processes=2 --process_id=2",
-            "--process_id=2 must be less than --num_processes=2",
+            "--process_id must be less than --num_processes=2, got 2",
         ),
         ("--num_processes=0", "is not a positive integer"),
         ("--process_id=-1", "is not a non-negative integer"),
