@@ -61,7 +61,8 @@ def standard_normal(event_shape: tuple[int, ...]) -> Density:
     """N(0, I) on events of the given shape."""
 
     def log_prob(params: Params, x: Array) -> Array:
-        return normal_log_prob(x).sum(_event_axes(x, event_shape))
+        log_normalizer = 0.5 * math.log(2 * math.pi) * math.prod(event_shape)
+        return -0.5 * jnp.square(x).sum(_event_axes(x, event_shape)) - log_normalizer
 
     def sample_and_log_prob(params: Params, key: Array, sample_shape: tuple[int, ...] = ()):
         x = jax.random.normal(key, (*sample_shape, *event_shape))
