@@ -4,7 +4,7 @@ Huang et al. (2017), "Learnable Explicit Density for Continuous Latent Space and
 Inference", https://arxiv.org/abs/1710.02248.
 """
 
-from led_jax import data, densities, flows, networks, objectives, parallel, training
+from led_jax import data, densities, fit, flows, networks, objectives, parallel, training
 from led_jax.densities import Density
 from led_jax.flows import Flow
 from led_jax.model import LED, Elbo
@@ -18,6 +18,7 @@ __all__ = [
     "Flow",
     "data",
     "densities",
+    "fit",
     "flows",
     "networks",
     "objectives",

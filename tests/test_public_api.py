@@ -9,7 +9,7 @@ import led_jax
 from led_jax import data, flows
 
 PACKAGES = [led_jax, flows, data]
-MODULES = ["densities", "model", "networks", "numerics", "objectives", "training"]
+MODULES = ["densities", "fit", "model", "networks", "numerics", "objectives", "training"]
 MODULES += ["checkpoints", "parallel", "plots"]
 MODULES += [f"flows.{name}" for name in ("actnorm", "autoregressive", "base", "conditioners")]
 MODULES += [f"flows.{name}" for name in ("coupling", "masks", "permutations", "transformers")]
