@@ -162,6 +162,60 @@ def marginal_matching(
         side.set_yticks((np.arange(rows) + 0.5) * height, [f"{d} layers" for d in depths])
         side.set_xticks([])
         side.set_title(title)
+
+
+def fits(
+    path: str | os.PathLike,
+    pictures: dict[str, np.ndarray],
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+) -> None:
+    """Densities fitted to targets, and their divergences against the capacity of the fits.
+
+    Args:
+      path: file to write.
+      pictures: row -> densities `[targets, H, W]`; a target's pictures share their grey levels.
+      curves: title -> label -> KL in nats and its standard error, by growing capacity. The first
+        titles belong to the pictures. Labels "name, direction" of one name share a colour.
+    """
+    columns, rows = len(curves), len(pictures)
+    figure, axes = plt.subplots(
+        rows + 1,
+        columns,
+        figsize=(1.9 * columns, 1.75 * rows + 2.9),
+        height_ratios=[1] * rows + [1.6],
+        layout="constrained",
+        squeeze=False,
+    )
+    brightest = next(iter(pictures.values())).max((1, 2))
+    for row, (name, images) in zip(axes, pictures.items(), strict=False):
+        row[0].set_ylabel(name.replace("_", " "))
+        for image_axes, image, level in zip(row, images, brightest, strict=False):
+            image_axes.imshow(image, origin="lower", cmap="gray_r", vmin=0, vmax=level)
+            image_axes.set(xticks=[], yticks=[])
+        for empty in row[len(images) :]:
+            empty.axis("off")
+    names = list(dict.fromkeys(label.split(", ")[0] for part in curves.values() for label in part))
+    for bottom, (title, lines) in zip(axes[-1], curves.items(), strict=True):
+        for label, points in lines.items():
+            name, direction = label.split(", ")
+            values, errors = np.array(points).T
+            bottom.errorbar(
+                np.arange(1, len(points) + 1),
+                np.maximum(values, 1e-4),  # An estimate may fall below zero.
+                errors,
+                marker="o",
+                markersize=3,
+                color=f"C{names.index(name)}",
+                linestyle="-" if direction == "forward" else "--",
+                label=label.replace("_", " "),
+            )
+        bottom.axhline(0.01, color="grey", linewidth=0.8, linestyle=":")
+        bottom.set(yscale="log", ylim=(5e-5, 5), xlabel="capacity")
+        bottom.set(xticks=range(1, max(map(len, lines.values())) + 1))
+        bottom.set_title(title, fontsize="medium")
+        bottom.grid(alpha=0.3)
+    axes[-1, 0].set_ylabel("KL (nats)")
+    figure.legend(*axes[-1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     _save_figure(path, figure)
 
 
