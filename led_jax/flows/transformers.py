@@ -327,7 +327,9 @@ def _implicit_inverse(
         (raw, y), (raw_dot, y_dot) = primals, tangents
         x, log_det = inverse(raw, y)
         _, (f_dot, log_slope_dot) = jax.jvp(lambda raw: apply(raw, x), (raw,), (raw_dot,))
-        x_dot = (y_dot - f_dot) * jnp.exp(log_det)
+        # Where f is flatter than the dtype resolves, this bound on the slope keeps it finite.
+        slope = jnp.exp(jnp.minimum(log_det, -2 * math.log(jnp.finfo(y.dtype).eps)))
+        x_dot = (y_dot - f_dot) * slope
         _, (_, log_slope_dot_x) = jax.jvp(lambda x: apply(raw, x), (x,), (x_dot,))
         return (x, log_det), (x_dot, -log_slope_dot - log_slope_dot_x)
 

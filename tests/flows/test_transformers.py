@@ -97,22 +97,18 @@ def test_zero_parameters_are_the_identity_or_a_gate_or_close(transformer):
 @pytest.mark.parametrize("direction", ["apply", "inverse"])
 def test_finite_whatever_the_network_emits_and_wherever_x_is(transformer, dtype, direction):
     """Forward and backward, at numbers up to 1e6 in every combination of size and sign."""
-    sizes = np.array([0, 1e-3, 1, 30, 1e3, 1e6])
+    sizes = np.array([0, 1e-3, 1, 5, 30, 1e3, 1e6])
     rng = np.random.default_rng(0)
     raw, x = (
         jnp.asarray(rng.choice([-1, 1], shape) * rng.choice(sizes, shape), dtype)
         for shape in [(3000, transformer.num_params, 1), (3000, 1)]
     )
     function = getattr(transformer, direction)
-    outputs, pullback = jax.vjp(function, raw, x)
-    assert all(np.isfinite(leaf.astype(jnp.float32)).all() for leaf in outputs)
-    # Between two plateaus an inverse may be steeper than any float32.
-    has_slope = outputs[1][:, 0] < 80
-    assert has_slope.mean() > 0.3
+    outputs, pullback = jax.vjp(jax.jit(function), raw, x)
     for cotangents in [outputs, jax.tree.map(jnp.ones_like, outputs)]:
-        for leaf in pullback(cotangents):
+        for leaf in (*outputs, *pullback(cotangents)):
             assert leaf.dtype == dtype
-            assert np.isfinite(leaf[has_slope].astype(jnp.float32)).all()
+            assert np.isfinite(leaf.astype(jnp.float32)).all()
 
 
 @each_transformer
@@ -152,23 +148,6 @@ def test_float32_inverse_is_one_to_rounding(transformer):
     rounding = 1e-6 * (1 + np.abs(y) + np.abs(x) * np.exp(log_slope))
     assert np.all(np.abs(again - y) < 20 * rounding)
     assert np.all(np.isfinite(log_det))
-
-
-@each_flexible
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_far_inputs_and_knots_have_finite_values_and_gradients(transformer, dtype):
-    points = jnp.array([0.0, 0.2, 1.0, 5.0, 5.0001, 1e3, 1e6])
-    x = jnp.broadcast_to(jnp.concatenate([points, -points]), (3, 14)).astype(dtype)
-    raw = normal((transformer.num_params, 14)) * jnp.array([0.0, 1.0, 10.0])[:, None, None]
-    for function in (transformer.apply, transformer.inverse):
-        results = jax.jit(
-            lambda *args, f=function: (
-                *f(*args),
-                *jax.grad(lambda *args: sum(t.sum() for t in f(*args)), (0, 1))(*args),
-            )
-        )(raw.astype(dtype), x)
-        for array in results:
-            assert array.dtype == dtype and np.isfinite(np.asarray(array, float)).all()
 
 
 def test_spline_equals_distrax(x64):

@@ -84,7 +84,7 @@ CASES = [
         True,
     ),
     Case(
-        "coupling-deep_sigmoid",
+        "coupling-sigmoids",
         lambda: flows.coupling(PAIR_MASK, smooth_mlp(), flows.deep_sigmoid),
         (2,),
     ),
@@ -138,7 +138,7 @@ CASES = [
     Case("iaf-2", lambda: flows.iaf((2,), 3, hidden=(5, 4)), (2,)),
     Case("iaf-image", lambda: flows.iaf((2, 1, 2), 2, hidden=(5,), **CONTEXT), (2, 1, 2), True),
     Case(
-        "autoregressive-sigmoid_mixture",
+        "autoregressive-sigmoids",
         lambda: flows.autoregressive(smooth_made(**CONTEXT), flows.sigmoid_mixture(2)),
         (2,),
         True,
