@@ -26,6 +26,7 @@ CELLS = {
     **{f"coupling{depth}": Stack("coupling", depth) for depth in (4, 16, 64)},
     **{f"made{depth}": Stack("made", depth) for depth in (4, 16, 64)},
     "sequential8": Stack("made", 8, sequential=True),
+    "spline8": Stack("coupling", 8, "spline"),
 }
 PEERS = ("flowjax", "numpyro", "distrax")
 BATCH = 1000
@@ -112,10 +113,14 @@ def measure_stack(
 
 def make_log_prob(stack: Stack, key: Array) -> LogProb:
     """Our side: see `experiments.peers`."""
+    transformer = {
+        "affine": led_flows.affine,
+        "spline": led_flows.spline(BINS, 3.0),
+    }[stack.transformer]
     if stack.layer == "coupling":
-        flow = led_flows.real_nvp((SIZE,), stack.depth, stack.hidden)
+        flow = led_flows.real_nvp((SIZE,), stack.depth, stack.hidden, transformer=transformer)
     else:
-        flow = led_flows.iaf((SIZE,), stack.depth, stack.hidden, transformer=led_flows.affine)
+        flow = led_flows.iaf((SIZE,), stack.depth, stack.hidden, transformer=transformer)
         if not stack.sequential:
             flow = led_flows.invert(flow)
     density = densities.transformed(densities.standard_normal((SIZE,)), flow)

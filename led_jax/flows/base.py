@@ -155,8 +155,8 @@ def repeat(
                 params, layer_constants = params_and_constants
                 return getattr(make(layer_constants), direction)(params, x, context)
 
-            # Kept for the gradient are the layers' inputs alone: a deep stack's activations take
-            # longer to write to memory and read again than to compute.
+            # Kept for the gradient are the layers' inputs alone; the rest, many times larger in a
+            # deep stack, is computed again.
             body = jax.checkpoint(body, prevent_cse=False)
             x, log_dets = jax.lax.scan(body, x, (params, constants), depth, reverse)
             return x, log_dets.sum(0)

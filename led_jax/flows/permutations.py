@@ -32,7 +32,7 @@ def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> 
         if x.shape[-1] != len(indices):
             raise ValueError(f"permute: expected an input [..., {len(indices)}], got {x.shape}")
         if isinstance(indices, np.ndarray):
-            # Slices cost a CPU a quarter of a gather and of the scatter that is its gradient.
+            # As slices, whose gradient is a slice: that of a gather is a scatter.
             for step in (1, -1):
                 if (indices == np.arange(len(indices))[::step]).all():
                     return x[..., ::step]
