@@ -1,7 +1,9 @@
 """Several processes, on one machine or on several, through JAX's own runtime."""
 
 import os
+import socket
 import sys
+import time
 
 import jax
 from absl import flags
@@ -39,6 +41,8 @@ def initialize() -> None:
             raise ValueError(
                 f"--process_id must be less than --num_processes={number}, got {index}"
             )
+        if index:
+            _wait_for(host, int(port))
     try:
         jax.distributed.initialize(
             None if coordinator == "auto" else coordinator,
@@ -49,9 +53,24 @@ def initialize() -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"no connection of all processes through --coordinator={coordinator} within "
-            f"{_CONNECT_SECONDS} s: {reason}"
+            f"the processes cannot be joined through --coordinator={coordinator}: {reason}"
         ) from error
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Waits until the coordinator answers: JAX's runtime aborts the process where it does not."""
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"no connection to --coordinator={host}:{port} within {_CONNECT_SECONDS} s: "
+                    f"{error}. Start the process with --process_id=0 there"
+                ) from error
+        time.sleep(0.1)
 
 
 def fail(error: Exception) -> None:

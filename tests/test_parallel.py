@@ -128,5 +128,5 @@ app.run(train.main)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "no connection of all processes through --coordinator" in errors[0]
+    assert len(errors) == 1 and "no connection to --coordinator=localhost:" in errors[0]
     assert not list(tmp_path.iterdir())
