@@ -75,7 +75,7 @@ def depth_curves(
     axes.set(xlabel="number of flow layers", ylabel="test NLL (nats, lower is better)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     _save_figure(path, figure)
 
 
