@@ -1,6 +1,7 @@
 """The configuration of a run: its flags, its model and its record on disk."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -20,6 +21,9 @@ _TRANSFORMERS = {
     "rational_quadratic": flows.rational_quadratic,
     "deep_sigmoid": flows.deep_sigmoid,
 }
+_FLOWS = ("nvp", "made", "pixelcnn")
+_MASKS = ("random", "checkerboard", "channel")
+_MASK_HELP = "Masks of nvp; random ones for fully connected layers, the others for convolutions."
 
 
 def _field(default: Any, help: str, *, free: bool = False, choices: tuple[str, ...] = ()) -> Any:
@@ -32,6 +36,9 @@ _MAX_JSON_BYTES = 2**20
 
 # Fields that say where and how often files are read and written, and nothing of the result.
 _OF_THE_MACHINE = ("data_dir", "checkpoint_minutes", "checkpoint_epochs", "checkpoints_kept")
+
+# Fields on which other fields' defaults depend.
+_FIRST = ("dataset", "network", "latent_shape")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +58,40 @@ class Config:
         choices=("mlp", "resconv"),
     )
     weight_norm: bool = _field(False, "Normalize the weights of resconv's layers.")
-    latent_dim: int = _field(0, "Number of latent variables; 0: 50 for mlp, 32 for resconv.")
-    prior: str = _field("nvp", "Flow of the prior p(z).", choices=("nvp",))
-    prior_depth: int = _field(4, "L_prior: Real NVP layers; 0 keeps N(0, I).")
+    latent_dim: int = _field(
+        0, "Number of latent variables; 0: latent_shape's, else 50 for mlp and 32 for resconv."
+    )
+    latent_shape: tuple[int, ...] = _field(
+        (), "H,W,C: resconv's latent variables are a map, with no fully connected layers."
+    )
+    prior: str = _field(
+        "nvp",
+        "Flow of the prior p(z): Real NVP, or a masked autoregressive flow.",
+        choices=_FLOWS,
+    )
+    prior_mask: str = _field("random", _MASK_HELP, choices=_MASKS)
+    prior_depth: int = _field(4, "L_prior: prior layers; 0 keeps N(0, I).")
     prior_hidden: tuple[int, ...] = _field((100,), "Hidden widths of each prior layer.")
     prior_transformer: str = _field(
         "affine", "Elementwise map of each prior layer.", choices=tuple(_TRANSFORMERS)
     )
-    posterior: str = _field("made", "Flow of the posterior q(z|x).", choices=("made", "nvp"))
+    posterior: str = _field(
+        "made",
+        "Flow of the posterior q(z|x): an inverse autoregressive flow, or Real NVP.",
+        choices=_FLOWS,
+    )
+    posterior_mask: str = _field("random", _MASK_HELP, choices=_MASKS)
     posterior_depth: int = _field(0, "L_post: posterior layers; 0 keeps the Gaussian.")
     posterior_hidden: tuple[int, ...] = _field((512, 512), "Hidden widths of each layer.")
     posterior_transformer: str = _field(
         "default",
-        "Elementwise map of each posterior layer; default: a gate for made, affine for nvp.",
+        "Elementwise map of each posterior layer; default: affine for nvp, else a gate.",
         choices=("default", *_TRANSFORMERS),
     )
     posterior_context: int = _field(
-        0, "Width of the encoder's context for every posterior layer; 0 for none."
+        0,
+        "Width of the encoder's context for every posterior layer, in maps if the latent variables "
+        "are one; 0 for none.",
     )
     epochs: int = _field(0, "Passes over the training split; 0: 200 for digits, 400 otherwise.")
     batch_size: int = _field(100, "Rows a step.")
@@ -103,8 +127,10 @@ class Config:
         if self.epochs == 0:
             object.__setattr__(self, "epochs", 200 if self.dataset == "digits" else 400)
         if self.latent_dim == 0:
-            object.__setattr__(self, "latent_dim", 50 if self.network == "mlp" else 32)
-        for name in ("prior_hidden", "posterior_hidden"):
+            default = 50 if self.network == "mlp" else 32
+            size = math.prod(self.latent_shape) if self.latent_shape else default
+            object.__setattr__(self, "latent_dim", size)
+        for name in ("latent_shape", "prior_hidden", "posterior_hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         positive = ("latent_dim", "epochs", "batch_size", "learning_rate", "nll_samples")
         positive += ("checkpoints_kept",)
@@ -127,72 +153,124 @@ class Config:
                 )
         if self.weight_norm and self.network != "resconv":
             raise ValueError(f"--weight_norm needs --network=resconv, got {self.network!r}")
+        self._check_latent_shape()
         for name in ("warmup", "kl_warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
+    def _check_latent_shape(self) -> None:
+        if not self.latent_shape:
+            for name in ("prior", "posterior", "prior_mask", "posterior_mask"):
+                if getattr(self, name) in ("pixelcnn", "checkerboard", "channel"):
+                    raise ValueError(f"--{name}={getattr(self, name)} needs --latent_shape=H,W,C")
+        elif len(self.latent_shape) != 3 or min(self.latent_shape) < 1:
+            raise ValueError(f"--latent_shape must be H,W,C, got {self.latent_shape}")
+        elif self.network != "resconv":
+            raise ValueError(f"--latent_shape needs --network=resconv, got {self.network!r}")
+        elif self.latent_dim != math.prod(self.latent_shape):
+            raise ValueError(
+                f"--latent_dim is {self.latent_dim} and --latent_shape={self.latent_shape} has "
+                f"{math.prod(self.latent_shape)} entries; leave --latent_dim away"
+            )
+
     def to_command(self) -> str:
         """The command line that makes this run, without its machine's paths."""
-        default = Config(dataset=self.dataset, network=self.network)
+        plain, like = Config(), Config(**{name: getattr(self, name) for name in _FIRST})
         args = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in _OF_THE_MACHINE or value == getattr(default, field.name):
+            default = getattr(plain if field.name in _FIRST else like, field.name)
+            if field.name in _OF_THE_MACHINE or value == default:
                 continue
             value = ",".join(map(str, value)) if isinstance(value, tuple) else value
             args.append(f"--{field.name}={value}")
-        for name in ("network", "dataset"):  # The other defaults depend on these two.
-            if getattr(self, name) != getattr(Config(), name):
-                args.insert(0, f"--{name}={getattr(self, name)}")
         return " ".join(["python -m experiments.train", *args])
 
 
 def build_led(config: Config, dataset: Dataset) -> LED:
     """The model of a configuration for a data set's images."""
-    latent_shape = (config.latent_dim,)
-    context_dim = config.posterior_context or None
-    transformer = _TRANSFORMERS.get(config.posterior_transformer)
-    if config.posterior == "made":
-        posterior = flows.iaf(
-            latent_shape,
-            config.posterior_depth,
-            hidden=config.posterior_hidden,
-            context_dim=context_dim,
-            transformer=transformer,
-        )
-    else:
-        posterior = flows.real_nvp(
-            latent_shape,
-            config.posterior_depth,
-            hidden=config.posterior_hidden,
-            transformer=transformer or flows.affine,
-            context_dim=context_dim,
-            seed=1000,  # Other masks than the prior's.
-        )
-    prior = flows.real_nvp(
+    latent_shape = config.latent_shape or (config.latent_dim,)
+    # The context is a vector, of maps too.
+    context_dim = config.posterior_context * math.prod(config.latent_shape[:2]) or None
+    posterior = _stack(
+        config.posterior,
+        latent_shape,
+        config.posterior_depth,
+        config.posterior_hidden,
+        config.posterior_mask,
+        _TRANSFORMERS.get(config.posterior_transformer),
+        context_dim=context_dim,
+        seed=1000,  # Other masks than the prior's.
+    )
+    prior = _stack(
+        config.prior,
         latent_shape,
         config.prior_depth,
-        hidden=config.prior_hidden,
-        transformer=_TRANSFORMERS[config.prior_transformer],
+        config.prior_hidden,
+        config.prior_mask,
+        _TRANSFORMERS[config.prior_transformer],
     )
-    if config.prior_transformer == "deep_sigmoid":
-        prior = flows.invert(prior)  # Scoring, which training does, needs no root.
+    if config.prior != "nvp" or config.prior_transformer == "deep_sigmoid":
+        prior = flows.invert(prior)  # Scoring, which training does, needs no loop and no root.
+    images, weight_norm = dataset.image_shape, config.weight_norm
     if config.network == "mlp":
         encoder = networks.mlp_encoder(config.latent_dim, context_dim=context_dim)
-        decoder = networks.mlp_decoder(dataset.image_shape[0] * dataset.image_shape[1])
+        decoder = networks.mlp_decoder(math.prod(images))
+    elif config.latent_shape:
+        height, width, channels = config.latent_shape
+        latent_maps = height, width, channels
+        encoder = networks.spatial_encoder(
+            images,
+            latent_maps,
+            context_maps=config.posterior_context or None,
+            weight_norm=weight_norm,
+        )
+        decoder = networks.spatial_decoder(images, latent_maps, weight_norm=weight_norm)
     else:
         encoder = networks.resconv_encoder(
-            dataset.image_shape,
-            config.latent_dim,
-            context_dim=context_dim,
-            weight_norm=config.weight_norm,
+            images, config.latent_dim, context_dim=context_dim, weight_norm=weight_norm
         )
-        decoder = networks.resconv_decoder(dataset.image_shape, weight_norm=config.weight_norm)
+        decoder = networks.resconv_decoder(images, weight_norm=weight_norm)
     return LED(
         encoder=encoder,
         posterior=posterior,
         prior=densities.transformed(densities.standard_normal(latent_shape), prior),
         decoder=decoder,
+    )
+
+
+def _stack(
+    kind: str,
+    event_shape: tuple[int, ...],
+    depth: int,
+    hidden: tuple[int, ...],
+    mask: str,
+    transformer: flows.Transformer | None,
+    *,
+    context_dim: int | None = None,
+    seed: int = 0,
+) -> flows.Flow:
+    """The stack of layers that --prior or --posterior names; no transformer: its default."""
+    if kind == "nvp":
+        convnet = functools.partial(flows.convnet, event_shape)
+        return flows.real_nvp(
+            event_shape,
+            depth,
+            hidden,
+            mask,
+            transformer=transformer or flows.affine,
+            context_dim=context_dim,
+            seed=seed,
+            conditioner=flows.mlp if mask == "random" else convnet,
+        )
+    pixelcnn = functools.partial(flows.pixelcnn, event_shape)
+    return flows.iaf(
+        event_shape,
+        depth,
+        hidden,
+        context_dim,
+        transformer=transformer,
+        conditioner=flows.made if kind == "made" else pixelcnn,
     )
 
 
@@ -238,8 +316,7 @@ def config_from_flags(workdir: pathlib.Path) -> Config:
             widths = isinstance(field.default, tuple)
             given[field.name] = _parse_widths(field.name, value) if widths else value
     return dataclasses.replace(
-        read_config(workdir)
-        or Config(**{name: given[name] for name in ("dataset", "network") if name in given}),
+        read_config(workdir) or Config(**{name: given[name] for name in _FIRST if name in given}),
         **given,
     )
 

@@ -106,25 +106,31 @@ def upsample_and_convolve(x: Array, kernel: Array) -> Array:
 
 
 class Conv(nn.Module):
-    """A 3 x 3 convolution of `[..., H, W, C]` to `features` maps, with a bias.
+    """A convolution of `[..., H, W, C]` to `features` maps, with a bias.
 
     Attributes:
       features: number of maps it emits.
       stride: maps shrink to ceil(H / stride) rows and ceil(W / stride) columns.
-      upsample: whether the input is doubled first, by bilinear interpolation.
+      upsample: whether the input is doubled first, by bilinear interpolation; 3 x 3 kernels only.
+      kernel_shape: rows and columns of the kernel.
+      padding: zeros (above, below) and (left, right) of the map.
+      kernel_init: initializer of the kernel.
     """
 
     features: int
     stride: int = 1
     upsample: bool = False
+    kernel_shape: tuple[int, int] = (3, 3)
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Applies the layer."""
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape, x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
+        shape = (*self.kernel_shape, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, x.dtype).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype).astype(x.dtype)
         if self.upsample:
             return upsample_and_convolve(x, kernel) + bias
-        padding = [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
+        padding = [(0, 0)] * (x.ndim - 3) + [*self.padding, (0, 0)]
         return convolve(jnp.pad(x, padding), kernel, self.stride) + bias

@@ -105,12 +105,12 @@ class ResBlock(nn.Module):
 
 
 class ResConvEncoder(nn.Module):
-    """See `resconv_encoder`: `[..., H * W]` to `[..., size]`."""
+    """See `resconv_encoder`: `[..., H * W]` to `[..., size]`, or to size maps if hidden is None."""
 
     image_shape: tuple[int, int]
     size: int
     features: tuple[int, ...]
-    hidden: int
+    hidden: int | None
     weight_norm: bool
 
     @nn.compact
@@ -124,36 +124,52 @@ class ResConvEncoder(nn.Module):
         h = x.reshape(*x.shape[:-1], *self.image_shape, 1)
         for width in self.features:
             h = nn.elu(ResBlock(width, width, stride=2, weight_norm=self.weight_norm)(h))
+        if self.hidden is None:
+            return _normalized(Conv(self.size), self.weight_norm)(h)
         h = h.reshape(*x.shape[:-1], -1)
         h = nn.elu(_dense(self.hidden, x.dtype, self.weight_norm)(h))
         return _dense(self.size, x.dtype, self.weight_norm)(h)
 
 
 class ResConvDecoder(nn.Module):
-    """See `resconv_decoder`: `[..., D]` to `[..., H * W]`."""
+    """See `resconv_decoder`: `[..., D]`, or maps if hidden is None, to `[..., H * W]`."""
 
     image_shape: tuple[int, int]
     features: tuple[int, ...]
-    hidden: int
+    hidden: int | None
     weight_norm: bool
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
         """Applies the network."""
         # Of the encoder's input and of each of its blocks' outputs.
-        shapes, widths = [self.image_shape], (1, *self.features)
-        for _ in self.features:
-            height, width = shapes[-1]
-            shapes.append((-(-height // 2), -(-width // 2)))
-        smallest = (*shapes[-1], widths[-1])
-        h = nn.elu(_dense(self.hidden, z.dtype, self.weight_norm)(z))
-        h = _dense(math.prod(smallest), z.dtype, self.weight_norm)(h)
-        h = h.reshape(*z.shape[:-1], *smallest)
+        shapes, widths = _halvings(self.image_shape, len(self.features)), (1, *self.features)
+        if self.hidden is None:
+            if z.shape[-3:-1] != shapes[-1]:
+                expected = ", ".join(map(str, shapes[-1]))
+                raise ValueError(
+                    f"decoder: expected z of shape [..., {expected}, C], got {z.shape}"
+                )
+            h = _normalized(Conv(widths[-1]), self.weight_norm)(z)
+        else:
+            smallest = (*shapes[-1], widths[-1])
+            h = nn.elu(_dense(self.hidden, z.dtype, self.weight_norm)(z))
+            h = _dense(math.prod(smallest), z.dtype, self.weight_norm)(h)
+            h = h.reshape(*z.shape[:-1], *smallest)
         for i in reversed(range(len(self.features))):
             block = ResBlock(widths[i + 1], widths[i], upsample=True, weight_norm=self.weight_norm)
             height, width = shapes[i]
             h = block(nn.elu(h))[..., :height, :width, :]
-        return h.reshape(*z.shape[:-1], -1)
+        return h.reshape(*h.shape[:-3], math.prod(self.image_shape))
+
+
+def _halvings(image_shape: tuple[int, int], count: int) -> list[tuple[int, int]]:
+    """Height and width of an image, and of what each of `count` strided blocks makes of it."""
+    shapes = [image_shape]
+    for _ in range(count):
+        height, width = shapes[-1]
+        shapes.append((-(-height // 2), -(-width // 2)))
+    return shapes
 
 
 def _normalized(layer: nn.Module, weight_norm: bool) -> nn.Module:
@@ -250,6 +266,81 @@ def resconv_decoder(
       weight_norm: whether to normalize the weights of every layer.
     """
     return bernoulli_decoder(ResConvDecoder(image_shape, tuple(features), hidden, weight_norm))
+
+
+def spatial_encoder(
+    image_shape: tuple[int, int],
+    latent_shape: tuple[int, int, int],
+    features: Sequence[int] = (16, 32, 32),
+    *,
+    context_maps: int | None = None,
+    weight_norm: bool = False,
+) -> Encoder:
+    """`resconv_encoder` without its fully connected layers: the latent variables are maps.
+
+    After the blocks a 3 x 3 convolution emits mean, log standard deviation and context.
+
+    Args:
+      image_shape: height and width in pixels.
+      latent_shape: (H, W, C) of the latent variables. H and W are the image's, halved once or more,
+        rounding up.
+      features: number of maps of each block; as many blocks are used as it takes to come to H x W.
+      context_maps: number of maps of the context for the posterior flow, which is given as a vector
+        of H * W * context_maps entries; None gives no context.
+      weight_norm: whether to normalize the weights of every layer.
+
+    Raises:
+      ValueError: if the blocks do not come to H x W.
+    """
+    channels = latent_shape[-1]
+    features = _features_down_to(latent_shape, image_shape, features)
+    size = 2 * channels + (context_maps or 0)
+    module = ResConvEncoder(image_shape, size, features, None, weight_norm)
+    init, encode = gaussian_encoder(module, channels, context_maps)
+
+    def apply(params: Params, x: Array) -> Encoding:
+        mean, log_std, context = encode(params, x)
+        if context is not None:
+            context = context.reshape(*context.shape[:-3], math.prod(context.shape[-3:]))
+        return Encoding(mean, log_std, context)
+
+    return Encoder(init, apply)
+
+
+def spatial_decoder(
+    image_shape: tuple[int, int],
+    latent_shape: tuple[int, int, int],
+    features: Sequence[int] = (16, 32, 32),
+    *,
+    weight_norm: bool = False,
+) -> Decoder:
+    """The mirror image of `spatial_encoder`, to independent Bernoulli variables.
+
+    Args:
+      image_shape: height and width in pixels.
+      latent_shape: (H, W, C) of the latent variables, as the encoder's.
+      features: number of maps of each of the encoder's blocks.
+      weight_norm: whether to normalize the weights of every layer.
+
+    Raises:
+      ValueError: if the encoder's blocks do not come to H x W.
+    """
+    features = _features_down_to(latent_shape, image_shape, features)
+    return bernoulli_decoder(ResConvDecoder(image_shape, features, None, weight_norm))
+
+
+def _features_down_to(
+    latent_shape: tuple[int, int, int], image_shape: tuple[int, int], features: Sequence[int]
+) -> tuple[int, ...]:
+    """Those of the blocks that it takes to halve an image down to the latent's height and width."""
+    shapes = _halvings(image_shape, len(features))[1:]
+    if latent_shape[:2] not in shapes:
+        raise ValueError(
+            f"networks: {len(features)} blocks of stride 2 reduce images {image_shape} to "
+            f"{', '.join(map(str, shapes))}; expected one of these as height and width of the "
+            f"latent shape, got {latent_shape}"
+        )
+    return tuple(features[: shapes.index(latent_shape[:2]) + 1])
 
 
 def bernoulli_decoder(module: nn.Module) -> Decoder:

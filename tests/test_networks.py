@@ -114,6 +114,53 @@ def test_resconv_refuses_images_of_another_size():
         encoder.init(KEY, jnp.zeros((2, 25)))
 
 
+@pytest.mark.parametrize("latent_shape,num_blocks", [((4, 3, 2), 1), ((2, 2, 3), 2)])
+@pytest.mark.parametrize("context_maps", [None, 2])
+def test_spatial_networks_keep_a_map(latent_shape, num_blocks, context_maps):
+    kwargs = {"features": (2, 3), "weight_norm": context_maps is None}
+    encoder = networks.spatial_encoder((7, 6), latent_shape, context_maps=context_maps, **kwargs)
+    decoder = networks.spatial_decoder((7, 6), latent_shape, **kwargs)
+    x, z = normal((2, 5, 42)), normal((3, 2, 5, *latent_shape))
+    encoder_params, decoder_params = (
+        jax.eval_shape(encoder.init, KEY, x),
+        jax.eval_shape(decoder.init, KEY, z),
+    )
+    for params in (encoder_params, decoder_params):
+        assert sum(name.startswith("ResBlock") for name in params) == num_blocks
+        assert not any(name.startswith("Dense") for name in params)
+    mean, log_std, context = jax.eval_shape(encoder.apply, encoder_params, x)
+    assert mean.shape == log_std.shape == (2, 5, *latent_shape)
+    if context_maps is None:
+        assert context is None
+    else:
+        assert context.shape == (2, 5, latent_shape[0] * latent_shape[1] * context_maps)
+    assert jax.eval_shape(decoder.log_prob, decoder_params, z, x).shape == (3, 2, 5)
+
+
+def test_a_spatial_context_is_a_map_beside_mean_and_log_std():
+    encoder = networks.spatial_encoder((8, 8), (4, 4, 2), (3,), context_maps=2)
+    x = normal((64,))
+    params = randomise(jax.jit(encoder.init)(KEY, x))
+    # The context's kernels are made those of the mean, so that the two are one map.
+    last = params["Conv_0"]
+    params["Conv_0"] = {k: v.at[..., 4:].set(v[..., :2]) for k, v in last.items()}
+    mean, _, context = jax.jit(encoder.apply)(params, x)
+    np.testing.assert_allclose(context.reshape(4, 4, 2), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_spatial_networks_refuse_other_latent_shapes():
+    for make in (networks.spatial_encoder, networks.spatial_decoder):
+        with pytest.raises(
+            ValueError, match=r"images \(28, 28\) to \(14, 14\), \(7, 7\), \(4, 4\);"
+        ):
+            make((28, 28), (8, 8, 2))
+    decoder = networks.spatial_decoder((8, 8), (4, 4, 2), (3,))
+    with pytest.raises(
+        ValueError, match=r"expected z of shape \[\.\.\., 4, 4, C\], got \(4, 2, 2\)"
+    ):
+        decoder.init(KEY, normal((4, 2, 2)))
+
+
 def test_bernoulli_decoder(x64):
     decoder = networks.bernoulli_decoder(nn.Dense(6))
     z = 3 * normal((4, 2))

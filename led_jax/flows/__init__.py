@@ -3,7 +3,7 @@
 from led_jax.flows.actnorm import actnorm
 from led_jax.flows.autoregressive import autoregressive, iaf
 from led_jax.flows.base import Flow, chain, flatten, invert, repeat
-from led_jax.flows.conditioners import made, mlp
+from led_jax.flows.conditioners import convnet, made, mlp, pixelcnn
 from led_jax.flows.coupling import coupling, real_nvp
 from led_jax.flows.masks import channel, checkerboard, random_half
 from led_jax.flows.permutations import permute, reverse
@@ -29,6 +29,7 @@ __all__ = [
     "chain",
     "channel",
     "checkerboard",
+    "convnet",
     "coupling",
     "deep_sigmoid",
     "flatten",
@@ -39,6 +40,7 @@ __all__ = [
     "made",
     "mlp",
     "permute",
+    "pixelcnn",
     "random_half",
     "rational_quadratic",
     "real_nvp",

@@ -1,10 +1,11 @@
 """Autoregressive flows: entry i is transformed as a function of the entries before it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from led_jax.flows.base import Flow, Params, chain, flatten, repeat
@@ -26,7 +27,7 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
     posterior, which samples, take the former; for a prior, which scores, the latter.
 
     Args:
-      conditioner: autoregressive network, `made(...)` for one.
+      conditioner: autoregressive network, `made(...)` or `pixelcnn(...)`.
       transformer: elementwise map.
 
     Returns:
@@ -90,20 +91,23 @@ def iaf(
     context_dim: int | None = None,
     *,
     transformer: Transformer | None = None,
+    conditioner: Callable[..., Conditioner] = made,
 ) -> Flow:
-    """A stack of inverse autoregressive layers with MADE conditioners.
+    """A stack of inverse autoregressive layers with MADE or PixelCNN conditioners.
 
-    The order of the entries is reversed between layers. Kingma et al. (2016),
-    https://arxiv.org/abs/1606.04934. `apply` costs one pass a layer, `inverse` D steps
-    that together cost about one.
+    The order of the entries is reversed between layers, and that of the context with it, so that
+    maps stay aligned. Kingma et al. (2016), https://arxiv.org/abs/1606.04934. `apply` costs one
+    pass a layer, `inverse` D steps that with MADE together cost about one.
 
     Args:
       event_shape: shape of the event, read in row-major order.
       depth: number of layers; 0 gives the identity.
-      hidden: widths of each MADE's hidden layers.
-      context_dim: width of the context that every MADE reads; None ignores any context.
+      hidden: widths of each conditioner's hidden layers.
+      context_dim: width of the context that they read; None ignores any context.
       transformer: elementwise map of each layer. The default is `gate` with a bias for which a
         fresh stack halves its input, at every depth.
+      conditioner: makes the layers' conditioner from `hidden` and `context_dim`: `made`, or for
+        maps `partial(pixelcnn, event_shape)`.
 
     Returns:
       A flow on events of the given shape.
@@ -114,7 +118,25 @@ def iaf(
     if transformer is None:
         # sigmoid(bias)^depth = 1/2.
         transformer = gate(-math.log(2 ** (1 / max(depth, 1)) - 1))
-    layer = autoregressive(made(hidden, context_dim=context_dim), transformer)
-    stack = repeat(chain(layer, reverse()), depth)
+    layer = autoregressive(conditioner(hidden, context_dim=context_dim), transformer)
+    stack = repeat(
+        lambda is_reversed: chain(_reverse_context(layer, is_reversed), reverse()),
+        depth,
+        np.arange(depth) % 2 == 1,
+    )
     # An odd number of reversals is undone, so that entry i of the output belongs to entry i.
     return flatten(chain(stack, reverse()) if depth % 2 else stack, event_shape)
+
+
+def _reverse_context(flow: Flow, is_reversed: np.ndarray | Array) -> Flow:
+    """The flow that reads its context backwards where `is_reversed`, which may be traced."""
+
+    def along(function):
+        def reversing(params_or_key, x: Array, context: Array | None = None):
+            if context is not None:
+                context = jnp.where(is_reversed, context[..., ::-1], context)
+            return function(params_or_key, x, context)
+
+        return reversing
+
+    return Flow(*map(along, flow))

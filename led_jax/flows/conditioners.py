@@ -3,10 +3,13 @@
 A conditioner is a function `(num_params, size) -> flax.linen.Module`; the module maps an input
 `[..., K]` and a context `[..., context_dim]` (or None) to `[..., num_params, size]`. The last
 layer starts at zero, so that a fresh layer is the identity or close to it. An autoregressive
-module says `is_autoregressive = True`, and may have a method `incremental` as `MADE` does.
+module says `is_autoregressive = True`, and may have a method `incremental` as `MADE` does. A module
+that says `sees_whole_event = True` makes a coupling layer's parameters from the event with zeros
+for the entries that it may not see; the others see the passing entries alone.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -17,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.convolutions import Conv
 from led_jax.flows import masks
 from led_jax.flows.base import Params
 from led_jax.modules import pure
@@ -58,6 +62,71 @@ def made(
     """
     _check_hidden("made", hidden)
     return partial(MADE, hidden=tuple(hidden), context_dim=context_dim, activation=activation)
+
+
+def convnet(
+    event_shape: tuple[int, ...],
+    hidden: Sequence[int] = (32,),
+    *,
+    context_dim: int | None = None,
+    activation: Callable[[Array], Array] = nn.relu,
+) -> Conditioner:
+    """A conditioner of 3 x 3 convolutions, for coupling layers on maps.
+
+    Args:
+      event_shape: (H, W, C) of the event, which comes and goes as a vector in row-major order.
+      hidden: numbers of maps of the hidden layers.
+      context_dim: width of the context it is conditional on, a map `[..., H, W, C']` as a vector;
+        None ignores any context.
+      activation: the nonlinearity.
+
+    Raises:
+      ValueError: if a width is not positive, or the context cannot be such a map.
+    """
+    _check_map("convnet", event_shape, hidden, context_dim)
+    return partial(
+        ConvNet,
+        event_shape=tuple(event_shape),
+        hidden=tuple(hidden),
+        context_dim=context_dim,
+        activation=activation,
+    )
+
+
+def pixelcnn(
+    event_shape: tuple[int, ...],
+    hidden: Sequence[int] = (32, 32),
+    *,
+    context_dim: int | None = None,
+    activation: Callable[[Array], Array] = nn.relu,
+) -> Conditioner:
+    """A PixelCNN, for autoregressive layers on maps in raster order, channels within a pixel last.
+
+    Van den Oord et al. (2016), https://arxiv.org/abs/1606.05328: one stack of convolutions over the
+    rows above and one over the pixels to the left, which reads the first, so that there is no blind
+    spot. They see what comes before by shifts of their input, as in Salimans et al. (2017),
+    https://arxiv.org/abs/1701.05517. With L hidden layers a pixel sees the L + 1 pixels to its left
+    and, of the L + 1 rows above, up to L columns to either side. A MADE at every pixel then makes
+    each channel depend on the channels before it.
+
+    Args:
+      event_shape: (H, W, C) of the event, which comes and goes as a vector in row-major order.
+      hidden: numbers of maps of the hidden layers, the last one also that of each pixel's MADE.
+      context_dim: width of the context it is conditional on, a map `[..., H, W, C']` as a vector,
+        which is read at each pixel and those to its left; None ignores any context.
+      activation: the nonlinearity.
+
+    Raises:
+      ValueError: if a width is not positive, or the context cannot be such a map.
+    """
+    _check_map("pixelcnn", event_shape, hidden, context_dim)
+    return partial(
+        PixelCNN,
+        event_shape=tuple(event_shape),
+        hidden=tuple(hidden),
+        context_dim=context_dim,
+        activation=activation,
+    )
 
 
 class MLP(nn.Module):
@@ -159,6 +228,78 @@ class MADE(nn.Module):
         return [*hidden, _MaskedDense(degrees[-1], np.arange(self.size), self.num_params)]
 
 
+class ConvNet(nn.Module):
+    """See `convnet`."""
+
+    sees_whole_event: ClassVar[bool] = True
+
+    num_params: int
+    size: int
+    event_shape: tuple[int, ...]
+    hidden: tuple[int, ...] = (32,)
+    context_dim: int | None = None
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Maps x `[..., size]` to `[..., num_params, size]`."""
+        h = _to_map("convnet", x, self.event_shape)
+        for i, width in enumerate(self.hidden):
+            h = Conv(width)(h)
+            if i == 0 and self.context_dim is not None:
+                h = _ContextDense(self.context_dim, self.event_shape[:2])(h, context)
+            h = self.activation(h)
+        channels = self.event_shape[-1]
+        h = Conv(self.num_params * channels, kernel_init=nn.initializers.zeros)(h)
+        return _to_params(h.reshape(*h.shape[:-1], self.num_params, channels))
+
+
+class PixelCNN(nn.Module):
+    """See `pixelcnn`."""
+
+    is_autoregressive: ClassVar[bool] = True
+
+    num_params: int
+    size: int
+    event_shape: tuple[int, ...]
+    hidden: tuple[int, ...] = (32, 32)
+    context_dim: int | None = None
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Maps x `[..., size]` to `[..., num_params, size]`."""
+        x = _to_map("pixelcnn", x, self.event_shape)
+        above, left = x[..., :-1, :, :], x[..., :-1, :]
+        for i, width in enumerate(self.hidden):
+            # The first layers look one row, or one pixel, back: on a map that lacks its last one.
+            back = 2 if i == 0 else 1
+            above = Conv(width, kernel_shape=(2, 3), padding=((back, 0), (1, 1)))(above)
+            left = Conv(width, kernel_shape=(1, 2), padding=((0, 0), (back, 0)))(left)
+            left += nn.Dense(width, use_bias=False, dtype=x.dtype, param_dtype=x.dtype)(above)
+            if i == 0 and self.context_dim is not None:
+                left = _ContextDense(self.context_dim, self.event_shape[:2])(left, context)
+            above, left = self.activation(above), self.activation(left)
+        channels, width = self.event_shape[-1], self.hidden[-1]
+        pixel = MADE(self.num_params, channels, (width,), width, self.activation)
+        return _to_params(pixel(x, left))
+
+
+def _to_map(name: str, x: Array, event_shape: tuple[int, ...]) -> Array:
+    if x.shape[-1] != math.prod(event_shape):
+        raise ValueError(
+            f"{name}: made for events {event_shape}, so it expected an input "
+            f"[..., {math.prod(event_shape)}], got {x.shape}"
+        )
+    return x.reshape(*x.shape[:-1], *event_shape)
+
+
+def _to_params(h: Array) -> Array:
+    """From `[..., H, W, num_params, C]` to `[..., num_params, H * W * C]`."""
+    h = jnp.moveaxis(h, -2, -4)
+    return h.reshape(*h.shape[:-3], math.prod(h.shape[-3:]))
+
+
 class _MaskedDense(nn.Module):
     """y_j = b_j + sum of w_ij x_i over the i with in_degrees[i] <= out_degrees[j].
 
@@ -240,19 +381,27 @@ def _masked_normal(key: Array, mask: np.ndarray, gain: float, dtype: jnp.dtype) 
 
 
 class _ContextDense(nn.Module):
-    """Adds the context's linear contribution to a hidden layer."""
+    """Adds the context's linear contribution to a hidden layer, on a grid at each position."""
 
     context_dim: int
+    grid: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, h: Array, context: Array | None) -> Array:
-        if context is None or context.shape[-1] != self.context_dim or context.ndim > h.ndim:
+        batch_ndim = h.ndim - len(self.grid) - 1
+        if (
+            context is None
+            or context.shape[-1] != self.context_dim
+            or context.ndim - 1 > batch_ndim
+        ):
             given = None if context is None else context.shape
             raise ValueError(
                 f"conditioner: built with context_dim={self.context_dim}, so it needs a context "
                 f"of shape [..., {self.context_dim}] with no more batch axes than the input has; "
-                f"got {given} for an input with {h.ndim - 1} batch axes"
+                f"got {given} for an input with {batch_ndim} batch axes"
             )
+        features = self.context_dim // math.prod(self.grid)
+        context = context.reshape(*context.shape[:-1], *self.grid, features)
         dense = nn.Dense(h.shape[-1], use_bias=False, dtype=h.dtype, param_dtype=h.dtype)
         return h + dense(context)
 
@@ -260,3 +409,20 @@ class _ContextDense(nn.Module):
 def _check_hidden(name: str, hidden: Sequence[int]) -> None:
     if not hidden or min(hidden) < 1:
         raise ValueError(f"{name}: expected one or more positive widths, got hidden={hidden}")
+
+
+def _check_map(
+    name: str,
+    event_shape: tuple[int, ...],
+    hidden: Sequence[int],
+    context_dim: int | None,
+) -> None:
+    _check_hidden(name, hidden)
+    if len(event_shape) != 3 or min(event_shape) < 1:
+        raise ValueError(f"{name}: expected an event shape (H, W, C), got {event_shape}")
+    positions = event_shape[0] * event_shape[1]
+    if context_dim is not None and (context_dim < 1 or context_dim % positions):
+        raise ValueError(
+            f"{name}: the context of an event {event_shape} is a map too, so context_dim must be a "
+            f"multiple of {positions}, got {context_dim}"
+        )

@@ -1,6 +1,6 @@
 """Coupling layers: part of the event passes unchanged and sets how the rest is transformed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,8 @@ def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transforme
     """A coupling layer: y_a = x_a and y_b = transformer(x_b; conditioner(x_a)).
 
     Dinh, Sohl-Dickstein and Bengio (2016), eq. 7 and 8, https://arxiv.org/abs/1605.08803. Both
-    directions cost one pass of the conditioner, which reads x_a and emits parameters for x_b only.
+    directions cost one pass of the conditioner. `mlp` reads x_a and emits parameters for x_b only,
+    `convnet` reads the map with zeros for x_b and emits parameters for all of it.
 
     Args:
       mask: booleans of the event's shape; True marks x_a, which passes unchanged.
@@ -37,6 +38,8 @@ def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transforme
             "coupling: expected a boolean mask that is True somewhere and False somewhere, got "
             f"dtype {mask.dtype} with {np.count_nonzero(mask)} of {mask.size} entries set"
         )
+    if _sees_whole_event(conditioner, transformer, mask.size):
+        return flatten(_couple_in_place(mask.ravel(), conditioner, transformer), mask.shape)
     order = np.argsort(~mask.ravel(), kind="stable")
     layer = _couple_halves(int(mask.sum()), conditioner, transformer)
     return flatten(chain(permute(order), layer, permute(np.argsort(order))), mask.shape)
@@ -51,8 +54,9 @@ def real_nvp(
     transformer: Transformer = affine,
     context_dim: int | None = None,
     seed: int = 0,
+    conditioner: Callable[..., Conditioner] = mlp,
 ) -> Flow:
-    """A stack of coupling layers with fully connected conditioners.
+    """A stack of coupling layers with fully connected or convolutional conditioners.
 
     Layers come in pairs: the second one transforms what the first one passed, so that two layers
     reach every entry. Dinh, Sohl-Dickstein and Bengio (2016), https://arxiv.org/abs/1605.08803.
@@ -65,6 +69,8 @@ def real_nvp(
       transformer: elementwise map of each layer.
       context_dim: width of the context that the conditioners read; None ignores any context.
       seed: seed of the random masks.
+      conditioner: makes the layers' conditioner from `hidden` and `context_dim`: `mlp`, or for maps
+        `partial(convnet, event_shape)`.
 
     Returns:
       A flow on events of the given shape.
@@ -74,8 +80,16 @@ def real_nvp(
     """
     event_shape = tuple(event_shape)
     size = int(np.prod(event_shape))
-    orders = _orders(event_shape, depth, mask, seed)
-    layer = _couple_halves(size // 2, mlp(hidden, context_dim=context_dim), transformer)
+    network = conditioner(hidden, context_dim=context_dim)
+    in_place = _sees_whole_event(network, transformer, size)
+    passing = _passing(event_shape, depth, mask, seed, halves=not in_place)
+    if in_place:
+        passing[1::2] = ~passing[1::2]
+        stack = repeat(lambda mask: _couple_in_place(mask, network, transformer), depth, passing)
+        return flatten(stack, event_shape)
+    layer = _couple_halves(size // 2, network, transformer)
+    orders = np.argsort(~passing, -1, kind="stable")
+    orders[1::2] = orders[1::2, ::-1]
     # Undoing one layer's order and making the next one's is a single permutation.
     identity = np.arange(size)
     orders = np.stack([identity, *orders, identity])
@@ -85,8 +99,10 @@ def real_nvp(
     return flatten(chain(stack, permute(steps[-1])), event_shape)
 
 
-def _orders(event_shape: tuple[int, ...], depth: int, mask: str, seed: int) -> list[np.ndarray]:
-    """For each layer, the order of the entries that puts the passing ones first."""
+def _passing(
+    event_shape: tuple[int, ...], depth: int, mask: str, seed: int, *, halves: bool
+) -> np.ndarray:
+    """For each layer the mask of its pair, `[depth, D]`: what the pair's first layer passes."""
     makers = {
         "random": lambda pair: masks.random_half(event_shape, seed + pair),
         "checkerboard": lambda pair: masks.checkerboard(event_shape),
@@ -95,17 +111,43 @@ def _orders(event_shape: tuple[int, ...], depth: int, mask: str, seed: int) -> l
     if mask not in makers:
         raise ValueError(f"real_nvp: mask must be one of {sorted(makers)}, got {mask!r}")
     size = int(np.prod(event_shape))
-    orders = []
+    passing = np.zeros((max(depth, 0), size), bool)
     for i in range(depth):
-        passing = makers[mask](i // 2).ravel()
-        if passing.sum() != size // 2 or size < 2:
+        passing[i] = makers[mask](i // 2).ravel()
+        count = passing[i].sum()
+        if count == 0 or (halves and count != size // 2):
             raise ValueError(
                 f"real_nvp: a {mask!r} mask does not split an event of shape {event_shape} into "
                 "halves; choose another mask, or an event of two entries or more"
             )
-        order = np.argsort(~passing, kind="stable")
-        orders.append(order if i % 2 == 0 else order[::-1])
-    return orders
+    return passing
+
+
+def _sees_whole_event(conditioner: Conditioner, transformer: Transformer, size: int) -> bool:
+    return getattr(conditioner(transformer.num_params, size), "sees_whole_event", False)
+
+
+def _couple_in_place(
+    mask: np.ndarray | Array, conditioner: Conditioner, transformer: Transformer
+) -> Flow:
+    """A coupling on vectors, whose mask may be traced, by a conditioner of the whole event."""
+
+    def network(x: Array):
+        return pure(conditioner(transformer.num_params, x.shape[-1]))
+
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        return network(x)[0](key, jnp.where(mask, x, 0), context)
+
+    def couple(transform) -> TransformFn:
+        def fn(params: Params, x: Array, context: Array | None = None):
+            passing, rest = jnp.where(mask, x, 0), jnp.where(mask, 0, x)
+            raw = network(x)[1](params, passing, context)
+            rest, log_det = transform(raw, rest)
+            return jnp.where(mask, x, rest), jnp.where(mask, 0, log_det).sum(-1)
+
+        return fn
+
+    return Flow(init, couple(transformer.apply), couple(transformer.inverse))
 
 
 def _couple_halves(num_passing: int, conditioner: Conditioner, transformer: Transformer) -> Flow:

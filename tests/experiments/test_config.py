@@ -35,8 +35,12 @@ def test_the_latent_size_defaults_to_the_papers():
         ("seed", -1, "--seed must be 0 or more, got -1"),
         ("clip_norm", -1.0, "--clip_norm must be 0 or more"),
         ("network", "transformer", "--network must be one of mlp, resconv, got 'transformer'"),
-        ("prior", "maf", "--prior must be one of nvp, got 'maf'"),
-        ("posterior", "planar", "--posterior must be one of made, nvp, got 'planar'"),
+        ("prior", "maf", "--prior must be one of nvp, made, pixelcnn, got 'maf'"),
+        ("posterior", "planar", "--posterior must be one of nvp, made, pixelcnn, got 'planar'"),
+        ("posterior", "pixelcnn", "--posterior=pixelcnn needs --latent_shape=H,W,C"),
+        ("prior_mask", "channel", "--prior_mask=channel needs --latent_shape=H,W,C"),
+        ("latent_shape", (7, 7), r"--latent_shape must be H,W,C, got \(7, 7\)"),
+        ("latent_shape", (7, 7, 2), "--latent_shape needs --network=resconv, got 'mlp'"),
         ("prior_transformer", "cubic", "--prior_transformer must be one of additive, affine, .*"),
         ("posterior_transformer", "cubic", "--posterior_transformer must be one of default, "),
         ("binarize", "sometimes", "--binarize must be one of static, dynamic"),
@@ -69,6 +73,68 @@ def test_every_combination_of_flows_builds_at_depth_zero_and_one():
             params = jax.eval_shape(led.init, jax.random.key(0), x)
             terms = jax.eval_shape(led.elbo, params, jax.random.key(1), x)
             assert {term.shape for term in terms} == {(2,)}
+
+
+SPATIAL = {"network": "resconv", "latent_shape": (4, 4, 2)}
+
+
+@pytest.mark.parametrize(
+    "prior,prior_mask,posterior,posterior_mask",
+    [
+        ("nvp", "checkerboard", "pixelcnn", "random"),
+        ("nvp", "channel", "nvp", "checkerboard"),
+        ("nvp", "random", "made", "random"),
+        ("pixelcnn", "random", "nvp", "random"),
+        ("made", "random", "nvp", "channel"),
+    ],
+)
+def test_latent_maps_with_every_flow(prior, prior_mask, posterior, posterior_mask):
+    digits = data.load("digits")
+    x = jnp.asarray(digits.train[:2], jnp.float32)
+    for depth in (0, 1):
+        config = Config(
+            **SPATIAL,
+            prior=prior,
+            prior_mask=prior_mask,
+            prior_depth=depth,
+            prior_hidden=(4,),
+            posterior=posterior,
+            posterior_mask=posterior_mask,
+            posterior_depth=depth,
+            posterior_hidden=(4,),
+            posterior_context=depth,
+        )
+        led = build_led(config, digits)
+        params = jax.eval_shape(led.init, jax.random.key(0), x)
+        z = jax.eval_shape(led.encode, params, jax.random.key(1), x)
+        terms = jax.eval_shape(led.elbo, params, jax.random.key(1), x)
+        assert z.shape == (2, 4, 4, 2) and {term.shape for term in terms} == {(2,)}
+        assert jax.eval_shape(led.sample, params, jax.random.key(1)).shape == (64,)
+
+
+@pytest.mark.parametrize("prior", ["made", "pixelcnn"])
+def test_an_autoregressive_prior_scores_without_a_loop(prior):
+    digits = data.load("digits")
+    config = Config(**SPATIAL, prior=prior, prior_depth=1, prior_hidden=(4,))
+    led = build_led(config, digits)
+    z = jnp.zeros((2, *config.latent_shape))
+    params = jax.eval_shape(led.prior.init, jax.random.key(0), z)
+    assert "scan" not in str(jax.make_jaxpr(led.prior.log_prob)(params, z))
+    # A fresh prior is N(0, I).
+    params = jax.jit(led.prior.init)(jax.random.key(0), z)
+    expected = -0.5 * config.latent_dim * jnp.log(2 * jnp.pi)
+    assert jnp.allclose(jax.jit(led.prior.log_prob)(params, z), expected)
+
+
+def test_the_latent_shape_sets_the_latent_dim():
+    config = Config(**SPATIAL, posterior="pixelcnn")
+    assert config.latent_dim == 32
+    assert config.to_command() == (
+        "python -m experiments.train --network=resconv --latent_shape=4,4,2 --posterior=pixelcnn"
+    )
+    assert Config(**json.loads(json.dumps(vars(config)))) == config
+    with pytest.raises(ValueError, match="--latent_dim is 5 and --latent_shape.* has 32 entries"):
+        Config(**SPATIAL, latent_dim=5)
 
 
 @pytest.mark.parametrize("transformer", ["rational_quadratic", "deep_sigmoid"])

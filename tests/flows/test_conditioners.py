@@ -102,3 +102,86 @@ def test_made_narrower_than_its_input_stays_autoregressive(dim, hidden, context_
         assert np.all(of_x[p][np.tri(dim, k=-step - 1, dtype=bool)] != 0)
     for jacobian in of_context:
         assert np.all(jacobian != 0)
+
+
+def raster(event_shape):
+    """Row, column and channel of every entry, in raster order."""
+    return np.stack(np.unravel_index(np.arange(np.prod(event_shape)), event_shape), -1)
+
+
+def map_jacobians(make, event_shape, hidden, context_maps):
+    """As `jacobians`, of a conditioner on maps; the context's by positions and maps."""
+    context_dim = event_shape[0] * event_shape[1] * context_maps or None
+    network = make(event_shape, hidden, context_dim=context_dim, activation=jnp.tanh)(
+        2, np.prod(event_shape)
+    )
+    x = normal((np.prod(event_shape),))
+    context = None if context_dim is None else normal((context_dim,))
+    params = randomise(jax.jit(network.init)(KEY, x, context)["params"], 0.2)
+
+    def f(x, context):
+        return network.apply({"params": params}, x, context)
+
+    argnums = (0,) if context is None else (0, 1)
+    return [np.asarray(j) for j in jax.jit(jax.jacfwd(f, argnums))(x, context)]
+
+
+@pytest.mark.parametrize(
+    "event_shape,depth",
+    [
+        ((4, 4, 2), 3),
+        ((5, 5, 1), 1),
+        ((3, 6, 1), 2),
+        ((1, 4, 2), 1),
+        ((4, 1, 1), 2),
+        ((1, 1, 3), 1),
+    ],
+)
+def test_pixelcnn_sees_all_that_comes_before_within_its_reach(event_shape, depth):
+    """What it sees is a whole rectangle of the rows above: there is no blind spot."""
+    (of_x,) = map_jacobians(flows.pixelcnn, event_shape, (5,) * depth, 0)
+    entries = raster(event_shape)
+    row, column, channel = np.moveaxis(entries[:, None] - entries, -1, 0)
+    above = (0 < row) & (row <= depth + 1) & (abs(column) <= depth)
+    left = (row == 0) & (0 < column) & (column <= depth + 1)
+    same_pixel = (row == 0) & (column == 0) & (channel > 0)
+    for p in range(2):
+        np.testing.assert_array_equal(of_x[p] != 0, above | left | same_pixel)
+    if depth + 1 >= max(event_shape[:2]):  # Then the reach is the whole map.
+        np.testing.assert_array_equal(of_x[0] != 0, np.tri(len(entries), k=-1, dtype=bool))
+
+
+@pytest.mark.parametrize("make", [flows.convnet, flows.pixelcnn])
+def test_a_map_reads_its_context_where_it_is(make):
+    row, column = np.moveaxis(raster((4, 5))[:, None] - raster((4, 5)), -1, 0)
+    if make is flows.convnet:  # One convolution is behind the context's layer.
+        hidden, reach = (4,), (abs(row) <= 1) & (abs(column) <= 1)
+    else:
+        hidden, reach = (4, 4), (row == 0) & (0 <= column) & (column <= 1)
+    _, of_context = map_jacobians(make, (4, 5, 2), hidden, 3)
+    expected = np.broadcast_to(reach[None, :, None, :, None], (2, 20, 2, 20, 3))
+    np.testing.assert_array_equal(of_context.reshape(expected.shape) != 0, expected)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_convnet_sees_its_neighbourhood(depth):
+    (of_x,) = map_jacobians(flows.convnet, (6, 5, 2), (4,) * depth, 0)
+    entries = raster((6, 5, 2))
+    row, column, _ = np.moveaxis(entries[:, None] - entries, -1, 0)
+    expected = (abs(row) <= depth + 1) & (abs(column) <= depth + 1)
+    for p in range(2):
+        np.testing.assert_array_equal(of_x[p] != 0, expected)
+
+
+@pytest.mark.parametrize("make", [flows.convnet, flows.pixelcnn])
+def test_bad_maps(make):
+    with pytest.raises(ValueError, match="expected one or more positive widths, got hidden="):
+        make((2, 2, 1), ())
+    for shape in ((4, 2), (4, 0, 1)):
+        with pytest.raises(ValueError, match=r"expected an event shape \(H, W, C\), got \(4, "):
+            make(shape)
+    for context_dim in (5, 0):
+        with pytest.raises(ValueError, match=f"must be a multiple of 4, got {context_dim}"):
+            make((2, 2, 3), context_dim=context_dim)
+    with pytest.raises(ValueError, match=r"events \(2, 2, 1\), so .* \[\.\.\., 4\], got \(3, 5\)"):
+        make((2, 2, 1))(2, 5).init(KEY, normal((3, 5)))

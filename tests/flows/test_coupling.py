@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +130,44 @@ def test_coupling_passes_what_the_mask_marks(mask):
         np.testing.assert_array_equal(jacobian != 0, expected)
 
 
+def test_coupling_of_maps_passes_what_the_mask_marks():
+    mask = flows.checkerboard((3, 3, 2))
+    flow = flows.coupling(mask, flows.convnet(mask.shape, (4,), activation=jnp.tanh))
+    x = normal(mask.shape)
+    params = randomise(jax.jit(flow.init)(KEY, x))
+    passes = mask.ravel()
+    for direction in (flow.apply, flow.inverse):
+        y, _ = jax.jit(direction)(params, x)
+        np.testing.assert_array_equal(y[mask], x[mask])
+        jacobian = jax.jit(jax.jacfwd(lambda x, f=direction: f(params, x)[0]))(x).reshape(18, 18)
+        expected = np.eye(18, dtype=bool) | (~passes[:, None] & passes)
+        np.testing.assert_array_equal(jacobian != 0, expected)
+
+
+@pytest.mark.parametrize("mask", ["random", "checkerboard", "channel"])
+def test_real_nvp_of_maps_is_a_chain_of_couplings(mask):
+    event_shape, depth = (3, 3, 2), 3
+    network = partial(flows.convnet, event_shape)
+    flow = flows.real_nvp(event_shape, depth, (4,), mask, seed=3, conditioner=network)
+    x = normal((2, *event_shape))
+    params = randomise(jax.jit(flow.init)(KEY, x))
+    first = [
+        {
+            "random": lambda i=i: flows.random_half(event_shape, 3 + i // 2),
+            "checkerboard": lambda: flows.checkerboard(event_shape),
+            "channel": lambda: flows.channel(event_shape),
+        }[mask]()
+        for i in range(depth)
+    ]
+    masks = [m if i % 2 == 0 else ~m for i, m in enumerate(first)]
+    chain = flows.chain(*(flows.coupling(m, network((4,))) for m in masks))
+    y, log_det = jax.jit(flow.apply)(params, x)
+    expected_y, expected_log_det = jax.jit(chain.apply)(params, x)
+    np.testing.assert_allclose(y, expected_y, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
+    assert np.all(np.abs(y - x) > 1e-6)  # Two layers reach every entry.
+
+
 @pytest.mark.parametrize("dim", [2, 5, 50])
 @pytest.mark.parametrize("depth", [2, 3])
 def test_two_layers_reach_every_entry(dim, depth):
@@ -204,3 +244,5 @@ def test_other_bad_arguments():
         flows.real_nvp((4,), 2, hidden=())
     with pytest.raises(ValueError, match="got 'stripes'"):
         flows.real_nvp((4,), 0, mask="stripes")
+    with pytest.raises(ValueError, match="'channel' mask does not split an event of shape"):
+        flows.real_nvp((4, 4, 1), 2, mask="channel", conditioner=partial(flows.convnet, (4, 4, 1)))

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -88,6 +89,11 @@ CASES = [
         lambda: flows.coupling(PAIR_MASK, smooth_mlp(), flows.deep_sigmoid),
         (2,),
     ),
+    Case(
+        "coupling-convnet",
+        lambda: flows.coupling(flows.checkerboard((1, 3, 2)), flows.convnet((1, 3, 2), (4,))),
+        (1, 3, 2),
+    ),
     Case("real_nvp-0", lambda: flows.real_nvp((3,), 0), (3,)),
     Case("real_nvp-2", lambda: flows.real_nvp((2,), 3, hidden=HIDDEN), (2,)),
     Case("real_nvp-5", lambda: flows.real_nvp((5,), 4, hidden=(6, 7), **CONTEXT), (5,), True),
@@ -113,6 +119,31 @@ CASES = [
         (3,),
         True,
         noise=0.2,
+    ),
+    Case(
+        "real_nvp-convnet-checkerboard",
+        lambda: flows.real_nvp(
+            (3, 1, 1),
+            3,
+            hidden=(4, 5),
+            mask="checkerboard",
+            conditioner=partial(flows.convnet, (3, 1, 1)),
+            **CONTEXT,
+        ),
+        (3, 1, 1),
+        True,
+    ),
+    Case(
+        "real_nvp-convnet-channel-deep",
+        lambda: flows.real_nvp(
+            (2, 1, 3),
+            18,
+            hidden=(3,),
+            mask="channel",
+            conditioner=partial(flows.convnet, (2, 1, 3)),
+        ),
+        (2, 1, 3),
+        noise=0.1,
     ),
     Case("autoregressive-1", lambda: flows.autoregressive(smooth_made(**CONTEXT)), (1,), True),
     Case("autoregressive-2", lambda: flows.autoregressive(smooth_made(), flows.gated), (2,)),
@@ -144,6 +175,25 @@ CASES = [
         True,
     ),
     Case("iaf-deep", lambda: flows.iaf((3,), 17, hidden=(5,)), (3,), noise=0.1),
+    Case(
+        "iaf-pixelcnn",
+        lambda: flows.iaf(
+            (1, 3, 2),
+            3,
+            hidden=(4, 5),
+            conditioner=partial(flows.pixelcnn, (1, 3, 2)),
+            **CONTEXT,
+        ),
+        (1, 3, 2),
+        True,
+    ),
+    Case(
+        "maf-pixelcnn",
+        lambda: flows.invert(
+            flows.iaf((2, 2, 1), 2, hidden=(4,), conditioner=partial(flows.pixelcnn, (2, 2, 1)))
+        ),
+        (2, 2, 1),
+    ),
     Case("maf-5", lambda: flows.invert(flows.iaf((5,), 2, hidden=(9,), **CONTEXT)), (5,), True),
     Case(
         "chain",
