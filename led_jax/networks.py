@@ -125,7 +125,7 @@ class ResConvEncoder(nn.Module):
         for width in self.features:
             h = nn.elu(ResBlock(width, width, stride=2, weight_norm=self.weight_norm)(h))
         if self.hidden is None:
-            return _normalized(Conv(self.size), self.weight_norm)(h)
+            return _normalized(_linear_conv(self.size), self.weight_norm)(h)
         h = h.reshape(*x.shape[:-1], -1)
         h = nn.elu(_dense(self.hidden, x.dtype, self.weight_norm)(h))
         return _dense(self.size, x.dtype, self.weight_norm)(h)
@@ -150,7 +150,7 @@ class ResConvDecoder(nn.Module):
                 raise ValueError(
                     f"decoder: expected z of shape [..., {expected}, C], got {z.shape}"
                 )
-            h = _normalized(Conv(widths[-1]), self.weight_norm)(z)
+            h = _normalized(_linear_conv(widths[-1]), self.weight_norm)(z)
         else:
             smallest = (*shapes[-1], widths[-1])
             h = nn.elu(_dense(self.hidden, z.dtype, self.weight_norm)(z))
@@ -170,6 +170,11 @@ def _halvings(image_shape: tuple[int, int], count: int) -> list[tuple[int, int]]
         height, width = shapes[-1]
         shapes.append((-(-height // 2), -(-width // 2)))
     return shapes
+
+
+def _linear_conv(features: int) -> Conv:
+    """A convolution with the initial scale of a dense layer, before or after latent variables."""
+    return Conv(features, kernel_init=nn.initializers.lecun_normal())
 
 
 def _normalized(layer: nn.Module, weight_norm: bool) -> nn.Module:

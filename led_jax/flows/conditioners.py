@@ -83,14 +83,7 @@ def convnet(
     Raises:
       ValueError: if a width is not positive, or the context cannot be such a map.
     """
-    _check_map("convnet", event_shape, hidden, context_dim)
-    return partial(
-        ConvNet,
-        event_shape=tuple(event_shape),
-        hidden=tuple(hidden),
-        context_dim=context_dim,
-        activation=activation,
-    )
+    return _on_maps("convnet", ConvNet, event_shape, hidden, context_dim, activation)
 
 
 def pixelcnn(
@@ -119,14 +112,7 @@ def pixelcnn(
     Raises:
       ValueError: if a width is not positive, or the context cannot be such a map.
     """
-    _check_map("pixelcnn", event_shape, hidden, context_dim)
-    return partial(
-        PixelCNN,
-        event_shape=tuple(event_shape),
-        hidden=tuple(hidden),
-        context_dim=context_dim,
-        activation=activation,
-    )
+    return _on_maps("pixelcnn", PixelCNN, event_shape, hidden, context_dim, activation)
 
 
 class MLP(nn.Module):
@@ -411,12 +397,14 @@ def _check_hidden(name: str, hidden: Sequence[int]) -> None:
         raise ValueError(f"{name}: expected one or more positive widths, got hidden={hidden}")
 
 
-def _check_map(
+def _on_maps(
     name: str,
+    module: type[nn.Module],
     event_shape: tuple[int, ...],
     hidden: Sequence[int],
     context_dim: int | None,
-) -> None:
+    activation: Callable[[Array], Array],
+) -> Conditioner:
     _check_hidden(name, hidden)
     if len(event_shape) != 3 or min(event_shape) < 1:
         raise ValueError(f"{name}: expected an event shape (H, W, C), got {event_shape}")
@@ -426,3 +414,10 @@ def _check_map(
             f"{name}: the context of an event {event_shape} is a map too, so context_dim must be a "
             f"multiple of {positions}, got {context_dim}"
         )
+    return partial(
+        module,
+        event_shape=tuple(event_shape),
+        hidden=tuple(hidden),
+        context_dim=context_dim,
+        activation=activation,
+    )
