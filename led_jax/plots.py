@@ -162,6 +162,7 @@ def marginal_matching(
         side.set_yticks((np.arange(rows) + 0.5) * height, [f"{d} layers" for d in depths])
         side.set_xticks([])
         side.set_title(title)
+    _save_figure(path, figure)
 
 
 def fits(

@@ -29,7 +29,7 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
     [
         ("train", ["--prior_depth=-1"], "--prior_depth must be 0 or more, got -1"),
         ("train", ["--prior_hidden=a,3"], "--prior_hidden must be positive widths"),
-        ("train", ["--network=foo"], "value should be one of <mlp>"),
+        ("train", ["--network=foo"], "value should be one of <mlp|resconv>"),
         ("train", ["--dataset=binarized_mnist", "--data_dir=absent"], "absent"),
         ("train", ["stray"], "unknown arguments: stray"),
         ("train", ["--batch_size=5000", "--workdir=w"], "--batch_size=5000 is more than digits's"),
