@@ -183,23 +183,6 @@ def test_dtype_is_kept_and_parameters_are_float_arrays(case):
 
 @every_case
 @both_directions
-def test_gradients_are_finite_far_out(case, direction):
-    flow, params, x, context, _ = build(case)
-    transform = getattr(flow, direction)
-
-    def loss(params, x, context):
-        y, log_det = transform(params, x, context)
-        return jnp.mean(jnp.tanh(y)) + jnp.mean(log_det)
-
-    # A gate that closes at far points is undone by an unbounded factor: not so far there.
-    far = 3 if case.name.startswith(("iaf", "maf")) else 100
-    gradients = jax.jit(jax.grad(loss, (0, 1)))(params, far * x, context)
-    for leaf in jax.tree.leaves(gradients):
-        assert np.isfinite(leaf).all()
-
-
-@every_case
-@both_directions
 def test_second_call_does_not_compile_again(case, direction):
     flow, params, x, context, _ = build(case)
     traces = []
