@@ -218,14 +218,15 @@ def build_led(config: Config, dataset: Dataset) -> LED:
         decoder = networks.mlp_decoder(math.prod(images))
     elif config.latent_shape:
         height, width, channels = config.latent_shape
-        latent_maps = height, width, channels
         encoder = networks.spatial_encoder(
             images,
-            latent_maps,
+            (height, width, channels),
             context_maps=config.posterior_context or None,
             weight_norm=weight_norm,
         )
-        decoder = networks.spatial_decoder(images, latent_maps, weight_norm=weight_norm)
+        decoder = networks.spatial_decoder(
+            images, (height, width, channels), weight_norm=weight_norm
+        )
     else:
         encoder = networks.resconv_encoder(
             images, config.latent_dim, context_dim=context_dim, weight_norm=weight_norm

@@ -1,7 +1,6 @@
 r"""Fits autoregressive flows of a uniform density to known densities, by both KL divergences.
 
-    python -m experiments.universality --workdir=DIR            # 14 minutes of CPU time
-    python -m experiments.universality --workdir=DIR --fast     # a minute on two cores
+    python -m experiments.universality --workdir=DIR [--fast]
 
 Proposition 1 of Huang et al. (2017) says that such flows come arbitrarily close to any density, and
 that affine ones are limited. Writes universality.json and universality.png. The last line on
