@@ -158,16 +158,8 @@ def nll(
     else:
         num_devices = mesh.size
         launch = _on_all_devices(sum_weights, mesh, method, params, key, batch)
-    rows_a_launch = num_devices * batch_size
     starts = range(0, -(-len(x) // batch_size), num_devices)
-    pending, finished = [], []
-    for i in starts:
-        pending.append(launch(i))
-        if len(pending) > 2:  # The device always has a batch to go on with.
-            finished.append(parallel.fetch(pending.pop(0)))
-            progress(rows_a_launch)
-    finished += parallel.fetch(pending)
-    progress(len(x) - rows_a_launch * (len(starts) - len(pending)))
+    finished = _fetch_all(launch, starts, len(x), num_devices * batch_size, progress)
     sums = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *finished)
     per_example = math.log(num_samples) - sums.offset - np.log(sums.total)
     # Delta method: Var[log mean w] = Var[w] / (K E[w]^2).
@@ -179,6 +171,26 @@ def nll(
         elbo=float(sums.total_log.mean(dtype=np.float64) / num_samples),
         per_example=per_example,
     )
+
+
+def _fetch_all(
+    launch: Callable[[int], _Weights],
+    starts: range,
+    num_rows: int,
+    rows_a_launch: int,
+    progress: Callable[[int], object],
+) -> list[_Weights]:
+    """What all launches come to, in order; the device always has a batch to go on with."""
+    pending, finished = [], []
+    for i in starts:
+        pending.append(launch(i))
+        if len(pending) > 2:
+            finished.append(parallel.fetch(pending.pop(0)))
+            progress(rows_a_launch)
+    progress_left = num_rows - rows_a_launch * len(finished)
+    finished += parallel.fetch(pending)
+    progress(progress_left)
+    return finished
 
 
 def _on_all_devices(
