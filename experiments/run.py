@@ -28,6 +28,26 @@ from led_jax.data import Dataset
 from led_jax.model import LED
 from led_jax.training import TrainState
 
+# Fields of the configuration that every result repeats.
+_REPORTED = (
+    "dataset",
+    "network",
+    "weight_norm",
+    "latent_dim",
+    "latent_shape",
+    "prior",
+    "prior_mask",
+    "prior_depth",
+    "prior_transformer",
+    "posterior",
+    "posterior_mask",
+    "posterior_depth",
+    "posterior_transformer",
+    "posterior_context",
+    "seed",
+    "epochs",
+)
+
 
 def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains one configuration, or goes on where it stopped, and evaluates its best state.
@@ -67,17 +87,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     best_record = max(log["history"], key=lambda record: record["valid_elbo"])
     seconds = log["epoch_seconds"]
     result = {
-        "dataset": config.dataset,
-        "network": config.network,
-        "latent_dim": config.latent_dim,
-        "prior": config.prior,
-        "prior_depth": config.prior_depth,
-        "prior_transformer": config.prior_transformer,
-        "posterior": config.posterior,
-        "posterior_depth": config.posterior_depth,
-        "posterior_transformer": config.posterior_transformer,
-        "seed": config.seed,
-        "epochs": config.epochs,
+        **{name: getattr(config, name) for name in _REPORTED},
         "best_epoch": best_record["epoch"],
         "valid_elbo": best_record["valid_elbo"],
         "test_elbo": estimate.elbo,

@@ -33,7 +33,8 @@ class Cell(NamedTuple):
 
 
 _MNIST = Config(dataset="binarized_mnist", prior_depth=0)
-_RESCONV = Config(dataset="binarized_mnist", network="resconv", epochs=100)
+# Weight normalization as in an author's later code: github.com/CW-Huang/torchkit.
+_RESCONV = Config(dataset="binarized_mnist", network="resconv", weight_norm=True, epochs=100)
 
 
 def _prior(depth: int, paper_nll: float) -> Cell:
