@@ -116,7 +116,10 @@ def pixelcnn(
 
 
 class MLP(nn.Module):
-    """See `mlp`."""
+    """See `mlp`.
+
+    Inside, entries are the first axis and the batch the last, as in the coupling layers around it.
+    """
 
     num_params: int
     size: int
@@ -127,15 +130,17 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Maps x `[..., K]` to `[..., num_params, size]`."""
-        dense = partial(nn.Dense, dtype=x.dtype, param_dtype=x.dtype)
-        h = x
+        h = jnp.moveaxis(x, -1, 0)
         for i, width in enumerate(self.hidden):
-            h = dense(width, kernel_init=nn.initializers.he_normal())(h)
+            h = _EntriesFirstDense(width, nn.initializers.he_normal(), name=f"Dense_{i}")(h)
             if i == 0 and self.context_dim is not None:
-                h = _ContextDense(self.context_dim)(h, context)
+                h = _ContextDense(self.context_dim)(jnp.moveaxis(h, 0, -1), context)
+                h = jnp.moveaxis(h, -1, 0)
             h = self.activation(h)
-        h = dense(self.num_params * self.size, kernel_init=nn.initializers.zeros)(h)
-        return h.reshape(*h.shape[:-1], self.num_params, self.size)
+        features, name = self.num_params * self.size, f"Dense_{len(self.hidden)}"
+        h = _EntriesFirstDense(features, nn.initializers.zeros, name=name)(h)
+        h = h.reshape(self.num_params, self.size, *h.shape[1:])
+        return jnp.moveaxis(h, (0, 1), (-2, -1))
 
 
 class MADE(nn.Module):
@@ -364,6 +369,20 @@ def _masked_normal(key: Array, mask: np.ndarray, gain: float, dtype: jnp.dtype) 
     """Normal weights of variance gain / fan-in, counting the inputs that the mask lets through."""
     fan_in = np.maximum(mask.sum(0), 1)
     return jax.random.normal(key, mask.shape, dtype) * np.sqrt(gain / fan_in).astype(dtype)
+
+
+class _EntriesFirstDense(nn.Module):
+    """A dense layer from `[K, ...]` to `[features, ...]`, with the parameters of `nn.Dense`."""
+
+    features: int
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (len(x), self.features), x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
+        y = jnp.tensordot(kernel.astype(x.dtype), x, (0, 0))
+        return y + jnp.expand_dims(bias.astype(x.dtype), range(1, y.ndim))
 
 
 class _ContextDense(nn.Module):

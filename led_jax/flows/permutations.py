@@ -36,7 +36,8 @@ def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> 
             for step in (1, -1):
                 if (indices == np.arange(len(indices))[::step]).all():
                     return x[..., ::step]
-        return jnp.asarray(x).at[..., indices].get(mode="promise_in_bounds", unique_indices=True)
+        rows = jnp.moveaxis(jnp.asarray(x), -1, 0).at[indices]
+        return jnp.moveaxis(rows.get(mode="promise_in_bounds", unique_indices=True), 0, -1)
 
     return _reorder(lambda x: take(x, order), lambda y: take(y, inverse_order))
 
