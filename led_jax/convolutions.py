@@ -2,6 +2,8 @@
 
 On a CPU, XLA computes `lax.conv_general_dilated` inside a loop by a naive routine. There a
 convolution is written as shifted copies and one matrix product, which a loop does not slow down.
+What is copied costs as much as the product: where the outputs are no more than the inputs, only
+the columns of a patch are copied, and its rows are added up after the product.
 """
 
 import flax.linen as nn
@@ -28,8 +30,8 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
         y = lax.conv_general_dilated(
             x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-    elif stride == 1 and 4 * kernel.shape[-1] <= kernel.shape[-2]:
-        y = _keep(_sum_of_shifts(x, kernel))
+    elif stride == 1 and kernel.shape[-1] <= kernel.shape[-2]:
+        y = _keep(_sum_over_rows(x, kernel))
     else:
         y = _product_of_patches(x, kernel, stride)
     return y.reshape(*batch_shape, *y.shape[1:])
@@ -44,18 +46,25 @@ def _product_of_patches(x: Array, kernel: Array, stride: int) -> Array:
     """Every output's patch of inputs, times the kernel as a matrix."""
     height, width, _, features = kernel.shape
     patches = jnp.concatenate(_shifts(x, height, width, stride), -1)
-    return patches @ kernel.reshape(-1, features)
+    return _matmul(patches, kernel.reshape(-1, features))
 
 
-def _sum_of_shifts(x: Array, kernel: Array) -> Array:
-    """Every input times each of the kernel's taps, then added up: for few outputs from many."""
-    height, width, channels, features = kernel.shape
-    products = x @ jnp.moveaxis(kernel, 2, 0).reshape(channels, -1)
-    shifts = _shifts(products, height, width, 1)
+def _sum_over_rows(x: Array, kernel: Array) -> Array:
+    """Patches of one row, times the kernel's rows, then added up: less to move for few outputs."""
+    height, width, _, features = kernel.shape
+    patches = jnp.concatenate(_shifts(x, 1, width, 1), -1)
+    products = _matmul(patches, jnp.moveaxis(kernel, 0, 2).reshape(-1, height * features))
+    rows = x.shape[1] - height + 1
     return sum(
-        (s[..., i * features : (i + 1) * features] for i, s in enumerate(shifts)),
+        (products[:, i : i + rows, :, i * features : (i + 1) * features] for i in range(height)),
         start=jnp.zeros((), x.dtype),
     )
+
+
+def _matmul(x: Array, matrix: Array) -> Array:
+    """The product, over one batch axis: with more of them its gradient transposes its operands."""
+    y = x.reshape(-1, x.shape[-1]) @ matrix
+    return y.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def _shifts(x: Array, height: int, width: int, stride: int) -> list[Array]:
