@@ -1,6 +1,6 @@
 r"""Measures the library's speed against this machine's matrix products and against its peers.
 
-    python -m experiments.benchmark [--cells=mlp,prior12,post4,post12] [--peers=torch,distrax]
+    python -m experiments.benchmark [--cells=mlp,prior12,post4,resconv,...] [--peers=torch,distrax]
         [--rounds=5] [--nll_rows=200] [--output=FILE.json]
     python -m experiments.benchmark --suite=flows [--cells=coupling4,made4,sequential8,...]
         [--peers=flowjax,numpyro,distrax] [--rounds=5] [--output=FILE.json]

@@ -10,14 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments.measuring import (
-    markdown_table,
-    network_flops,
-    round_robin,
-    say,
-    sgemm_gflops,
-    timed,
-)
+from experiments.flops import network_flops
+from experiments.measuring import markdown_table, round_robin, say, sgemm_gflops, timed
 from experiments.peers import BINS, SIZE, LogProb, Stack
 from led_jax import densities
 from led_jax import flows as led_flows

@@ -1,6 +1,5 @@
 """What the suites of `experiments.benchmark` measure with."""
 
-import itertools
 import statistics
 import sys
 import time
@@ -51,11 +50,6 @@ def sgemm_gflops(shape: tuple[int, int, int], repeats: int = 5) -> Callable[[], 
     jax.block_until_ready(matmul(a, b))
     product = timed(lambda: matmul(a, b))
     return lambda: 2e-9 * m * k * n / statistics.median(product() for _ in range(repeats))
-
-
-def network_flops(*widths: int) -> int:
-    """Floating-point operations of the matrix products of dense layers of these widths, a row."""
-    return 2 * sum(rows * columns for rows, columns in itertools.pairwise(widths))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,10 +1,9 @@
 """The suite `training` of `experiments.benchmark`: steps, compilation and the NLL of models."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib
-import importlib.metadata
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,29 +15,46 @@ import numpy as np
 import optax
 
 from experiments.config import Config, build_led
-from experiments.measuring import (
-    markdown_table,
-    network_flops,
-    round_robin,
-    say,
-    sgemm_gflops,
-    timed,
-)
-from experiments.peers import HIDDEN, PIXELS
+from experiments.flops import forward_flops, step_gflop
+from experiments.measuring import markdown_table, round_robin, say, sgemm_gflops, timed
+from experiments.peers import PIXELS
 from led_jax import densities, objectives, parallel, training
 from led_jax import flows as led_flows
 from led_jax.data import Dataset
 from led_jax.flows import base
 from led_jax.flows.base import Flow
 
-# Name -> (L_prior, L_post).
-CELLS = {"mlp": (0, 0), "prior12": (12, 0), "post4": (0, 4), "post12": (0, 12)}
+_MLP = Config(dataset="synthetic", prior_depth=0)
+_RESCONV = Config(dataset="synthetic", prior_depth=0, network="resconv")
+
+CELLS = {
+    "mlp": _MLP,
+    "prior12": dataclasses.replace(_MLP, prior_depth=12),
+    "post4": dataclasses.replace(_MLP, posterior_depth=4),
+    "post12": dataclasses.replace(_MLP, posterior_depth=12),
+    "resconv": _RESCONV,
+    "spatial": Config(
+        dataset="synthetic",
+        network="resconv",
+        latent_shape=(7, 7, 2),
+        prior_mask="checkerboard",
+        prior_depth=4,
+        prior_hidden=(16,),
+        posterior="pixelcnn",
+        posterior_depth=2,
+        posterior_hidden=(16, 16),
+        posterior_context=2,
+    ),
+}
 PEERS = ("torch", "distrax")
 TEST_ROWS = 10_000  # of binarized MNIST
 
-_STACK_DEPTHS = ((4, 0), (8, 0), (12, 0), (0, 4), (0, 12))
+_STACKS = (
+    *(dataclasses.replace(_MLP, prior_depth=depth) for depth in (4, 8, 12)),
+    *(dataclasses.replace(_MLP, posterior_depth=depth) for depth in (4, 12)),
+)
 _COMPILE_DEPTHS = (4, 16, 64)  # 16 is the deepest stack that is unrolled
-_NLL_SAMPLES = 5000
+_NLL_SAMPLES = {"prior12": 5000, "resconv": 500}
 
 
 def measure(
@@ -65,10 +81,13 @@ def measure(
         "rows": rows,
         "rounds": rounds,
         "cells": [training_cell(cell, peers, data, rounds, sgemm_shape) for cell in cells],
-        "scan": [scan_against_unrolled(*depths, data, rounds) for depths in _STACK_DEPTHS],
-        "wrappers": [wrapper_overhead(*CELLS[cell], data, rounds) for cell in cells],
+        "scan": [scan_against_unrolled(config, data, rounds) for config in _STACKS],
+        "wrappers": [wrapper_overhead(CELLS[cell], data, rounds) for cell in cells],
         "compile": compile_times(rounds),
-        "nll": nll_time(nll_rows, rounds, sgemm_shape),
+        "nll": [
+            nll_time(CELLS[cell], samples, nll_rows, rounds, sgemm_shape)
+            for cell, samples in _NLL_SAMPLES.items()
+        ],
     }
 
 
@@ -80,13 +99,13 @@ def training_cell(
     sgemm_shape: tuple[int, int, int],
 ) -> dict[str, Any]:
     """Step times of one model, ours and the peers', and of the matrix product `sgemm_shape`."""
-    config = _config(*CELLS[cell])
+    config = CELLS[cell]
     epoch, compile_seconds = _led_epoch(config, data)
     losses: dict[str, float] = {}
     sides = {"ours": timed(epoch, losses, "ours")}
     for peer in peers:
-        if peer == "distrax" and config.posterior_depth:
-            continue  # It has no MADE.
+        if peer == "distrax" and (config.posterior_depth or config.network != "mlp"):
+            continue  # It has no MADE; its convolutions would be flax's.
         module = importlib.import_module(f"experiments.peers.{peer}_led")
         for way, peer_epoch in module.make_epochs(config, data).items():
             sides[f"{peer}, {way}"] = timed(peer_epoch, losses, f"{peer}, {way}")
@@ -97,8 +116,7 @@ def training_cell(
     gflop = step_gflop(config)
     result = {
         "cell": cell,
-        "prior_depth": config.prior_depth,
-        "posterior_depth": config.posterior_depth,
+        "model": _describe(config),
         "step_ms": 1e3 * step_seconds["ours"],
         "examples_per_second": config.batch_size / step_seconds["ours"],
         "compile_seconds": compile_seconds,
@@ -119,34 +137,8 @@ def training_cell(
     return result
 
 
-def forward_flops(config: Config) -> dict[str, int]:
-    """Floating-point operations of each part's matrix products for one row, masks ignored."""
-    latent = config.latent_dim
-    passing = latent // 2
-    coupling = network_flops(passing, *config.prior_hidden, 2 * (latent - passing))
-    made = network_flops(latent, *config.posterior_hidden, 2 * latent)
-    return {
-        "encoder": network_flops(PIXELS, *HIDDEN, 2 * latent),
-        "posterior": config.posterior_depth * made,
-        "prior": config.prior_depth * coupling,
-        "decoder": network_flops(latent, *HIDDEN, PIXELS),
-    }
-
-
-def step_gflop(config: Config) -> float:
-    """GFLOP of a training step's matrix products: once forward, twice backward.
-
-    Only the gradient with respect to the images is not needed.
-    """
-    flops = 3 * sum(forward_flops(config).values()) - 2 * PIXELS * HIDDEN[0]
-    return 1e-9 * config.batch_size * flops
-
-
-def scan_against_unrolled(
-    prior_depth: int, posterior_depth: int, data: np.ndarray, rounds: int
-) -> dict[str, Any]:
+def scan_against_unrolled(config: Config, data: np.ndarray, rounds: int) -> dict[str, Any]:
     """Step times of one model with its stack scanned and unrolled."""
-    config = _config(prior_depth, posterior_depth)
     sides = {}
     for name, limit in (("scanned", 0), ("unrolled", sys.maxsize)):
         with _max_unroll(limit):
@@ -154,8 +146,7 @@ def scan_against_unrolled(
     medians = round_robin(sides, rounds)
     steps = len(data) // config.batch_size
     result = {
-        "prior_depth": prior_depth,
-        "posterior_depth": posterior_depth,
+        "model": _describe(config),
         "scanned_ms": 1e3 * medians["scanned"] / steps,
         "unrolled_ms": 1e3 * medians["unrolled"] / steps,
         "scanned_over_unrolled": medians["scanned"] / medians["unrolled"],
@@ -164,17 +155,14 @@ def scan_against_unrolled(
     return result
 
 
-def wrapper_overhead(
-    prior_depth: int, posterior_depth: int, data: np.ndarray, rounds: int
-) -> dict[str, Any]:
+def wrapper_overhead(config: Config, data: np.ndarray, rounds: int) -> dict[str, Any]:
     """Step times of one model on one device: plain, and in each of the wrappers for several."""
-    config = _config(prior_depth, posterior_depth)
     sides = {
         method: timed(_led_epoch(config, data, method)[0]) for method in ("jit", *parallel.METHODS)
     }
     medians = round_robin(sides, rounds)
     steps = len(data) // config.batch_size
-    result: dict[str, Any] = {"prior_depth": prior_depth, "posterior_depth": posterior_depth}
+    result: dict[str, Any] = {"model": _describe(config)}
     result |= {f"{method}_ms": 1e3 * medians[method] / steps for method in sides}
     for method in parallel.METHODS:
         result[f"{method}_over_jit"] = medians[method] / medians["jit"]
@@ -203,16 +191,17 @@ def compile_times(rounds: int) -> list[dict[str, Any]]:
     return results
 
 
-def nll_time(rows: int, rounds: int, sgemm_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Time of the NLL of the 12-layer prior, beside that of its matrix products at the peak."""
-    config = _config(12, 0)
+def nll_time(
+    config: Config, samples: int, rows: int, rounds: int, sgemm_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Time of one model's NLL, beside that of its matrix products at the peak."""
     led = build_led(config, _dataset())
     x = np.random.default_rng(1).binomial(1, 0.13, (rows, PIXELS)).astype(np.uint8)
     key = jax.random.key(0)
     params = jax.jit(led.init)(key, jnp.asarray(x[:1], jnp.float32))
 
     def estimate(x: np.ndarray) -> objectives.NLL:
-        return objectives.nll(led, params, key, x, _NLL_SAMPLES)
+        return objectives.nll(led, params, key, x, samples)
 
     estimate(x[:40])  # compiles the program for batches of this size
     medians = round_robin(
@@ -222,10 +211,11 @@ def nll_time(rows: int, rounds: int, sgemm_shape: tuple[int, int, int]) -> dict[
     )
     flops = forward_flops(config)
     per_sample = flops["posterior"] + flops["prior"] + flops["decoder"]
-    gflop = 1e-9 * rows * (flops["encoder"] + _NLL_SAMPLES * per_sample)
+    gflop = 1e-9 * rows * (flops["encoder"] + samples * per_sample)
     result = {
+        "model": _describe(config),
         "rows": rows,
-        "samples": _NLL_SAMPLES,
+        "samples": samples,
         "seconds": medians["nll"],
         "seconds_of_10000_rows": medians["nll"] * TEST_ROWS / rows,
         "gflop": gflop,
@@ -238,7 +228,6 @@ def nll_time(rows: int, rounds: int, sgemm_shape: tuple[int, int, int]) -> dict[
 
 def to_markdown(result: dict[str, Any]) -> str:
     """The suite's tables."""
-    stack = "{prior_depth} prior, {posterior_depth} posterior".format_map
 
     def ratio(cell: dict[str, Any], peer: str) -> str:
         if f"{peer}_step_ms" not in cell:
@@ -247,7 +236,7 @@ def to_markdown(result: dict[str, Any]) -> str:
 
     cells = [
         (
-            stack(cell),
+            cell["model"],
             f"{cell['step_ms']:.2f} ms",
             f"{cell['examples_per_second']:,.0f}",
             f"{cell['compile_seconds']:.1f} s",
@@ -259,7 +248,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     ]
     scan = [
         (
-            stack(row),
+            row["model"],
             f"{row['scanned_ms']:.2f} ms",
             f"{row['unrolled_ms']:.2f} ms",
             f"{row['scanned_over_unrolled']:.2f}x",
@@ -268,7 +257,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     ]
     wrappers = [
         (
-            stack(row),
+            row["model"],
             f"{row['jit_ms']:.2f} ms",
             *(f"{row[f'{m}_ms']:.2f} ms, {row[f'{m}_over_jit']:.2f}x" for m in parallel.METHODS),
         )
@@ -280,26 +269,34 @@ def to_markdown(result: dict[str, Any]) -> str:
         for row in result["compile"]
     ]
     depths = list(map(int, result["compile"][0]["seconds"]))
-    nll = result["nll"]
+    nll = [
+        (
+            row["model"],
+            f"{row['rows']:,} x {row['samples']:,}",
+            f"{row['seconds']:.1f} s",
+            f"{row['seconds_of_10000_rows']:.0f} s",
+            f"{row['nll_over_matmul_time']:.2f}x",
+        )
+        for row in result["nll"]
+    ]
     sections = [
         "## Training step",
-        "Batches of 100, Adam; encoder and decoder 2 x 200. GFLOP are those of the matrix "
-        "products, masked ones counted as if dense. Peers: time of a step with one thread or the "
-        "default number, whichever is faster, and as a multiple of ours.",
+        "Batches of 100, Adam; mlp is 2 x 200 units in encoder and decoder. GFLOP are those of the "
+        "matrix products and convolutions, masked ones counted as if dense. Peers: time of a step "
+        "in the fastest of their ways (one thread or the default number; channels first or last), "
+        "and as a multiple of ours.",
         markdown_table(
-            ("flow layers", "step", "examples/s", "compile", "GFLOP", "of peak", *PEERS), cells
+            ("model", "step", "examples/s", "compile", "GFLOP", "of peak", *PEERS), cells
         ),
         "## Scanned and unrolled stacks",
-        markdown_table(("flow layers", "scanned", "unrolled", "scanned / unrolled"), scan),
+        markdown_table(("model", "scanned", "unrolled", "scanned / unrolled"), scan),
         "## The wrappers for several devices, on one",
-        markdown_table(("flow layers", "jit", *parallel.METHODS), wrappers),
+        markdown_table(("model", "jit", *parallel.METHODS), wrappers),
         "## Compile time of a stack's NLL and gradient, by depth",
         markdown_table(("stack", *map(str, depths), f"{max(depths)} / {min(depths)}"), compiles),
-        "## NLL of the MLP with 12 Real NVP prior layers",
-        f"{nll['rows']:,} images x {nll['samples']:,} samples in {nll['seconds']:.1f} s "
-        f"({nll['seconds_of_10000_rows']:.0f} s for 10,000 images): "
-        f"{nll['nll_over_matmul_time']:.2f}x the time of its matrix products at the peak of "
-        f"{nll['sgemm_gflops']:.0f} GFLOP/s.",
+        "## NLL",
+        "The last column is over the time of the matrix products and convolutions at the peak.",
+        markdown_table(("model", "images x samples", "time", "10,000 images", "of peak time"), nll),
     ]
     return "\n\n".join(sections)
 
@@ -343,8 +340,14 @@ def _compile_seconds(flow: Flow) -> float:
     return timed(lambda: jax.jit(jax.value_and_grad(loss)).lower(params, x).compile())()
 
 
-def _config(prior_depth: int, posterior_depth: int) -> Config:
-    return Config(dataset="synthetic", prior_depth=prior_depth, posterior_depth=posterior_depth)
+def _describe(config: Config) -> str:
+    parts = [config.network]
+    if config.latent_shape:
+        parts[0] += f" {'x'.join(map(str, config.latent_shape))}"
+    for part in ("prior", "posterior"):
+        if depth := getattr(config, f"{part}_depth"):
+            parts.append(f"{depth} {getattr(config, part)} {part}")
+    return ", ".join(parts)
 
 
 def _dataset() -> Dataset:

@@ -2,7 +2,8 @@
 
 For the suite `training` a peer is a module `<name>_led` with `make_epochs(config, data)`: the ways
 worth trying, by name, to train for one epoch on data `[n, 784]` of uint8. Each is a function that
-returns the epoch's mean loss, once it is all computed; the fastest counts.
+keeps the bound's three terms of every step, as ours does, and returns minus the epoch's mean bound,
+once it is all computed; the fastest counts.
 
 For the suite `flows` it is a module `<name>_flows` with `make_log_prob(stack, key)`: parameters and
 a function `(params, x) -> [n]`, the log-density of x `[n, SIZE]` under the stack's flow of a
@@ -14,8 +15,11 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-PIXELS = 28 * 28
-HIDDEN = (200, 200)  # of encoder and decoder
+SIDE = 28  # of an image
+PIXELS = SIDE**2
+HIDDEN = (200, 200)  # of the fully connected encoder and decoder
+FEATURES = (16, 32, 32)  # of the convolutional encoder's blocks
+RESCONV_HIDDEN = 450
 
 SIZE = 50  # entries of an event, in the suite `flows`
 BINS = 8  # of a spline

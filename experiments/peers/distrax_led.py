@@ -38,42 +38,49 @@ def make_epochs(config: Config, data: np.ndarray) -> dict[str, Callable[[], floa
         key, sample_key = jax.random.split(key)
 
         def loss_fn(params):
-            return model.apply(params, x.astype(jnp.float32), sample_key)
+            terms = model.apply(params, x.astype(jnp.float32), sample_key)
+            return minus_bound(terms), terms
 
-        loss, gradient = jax.value_and_grad(loss_fn)(params)
+        gradient, terms = jax.grad(loss_fn, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state, key), loss
+        return (optax.apply_updates(params, updates), opt_state, key), terms
 
     def epoch() -> float:
         nonlocal state
-        losses = []
+        steps = []
         order = rng.permutation(len(data))[: num_steps * config.batch_size]
         for batch in order.reshape(num_steps, config.batch_size):
-            state, loss = step(state, data[batch])
-            losses.append(loss)
-        return float(np.mean(jax.device_get(losses)))
+            state, terms = step(state, data[batch])
+            steps.append(terms)
+        return float(minus_bound(np.mean(jax.device_get(steps), 0)))
 
     return {"jit": epoch}
 
 
+def minus_bound(terms):
+    """The loss for the terms that `DistraxLED` returns."""
+    log_likelihood, log_prior, log_posterior = terms
+    return log_posterior - log_prior - log_likelihood
+
+
 class DistraxLED(nn.Module):
-    """Gaussian posterior, Real NVP prior; a call gives minus the ELBO, averaged over the batch."""
+    """Gaussian posterior, Real NVP prior; a call gives the batch means of the bound's terms."""
 
     latent_dim: int
     prior_depth: int
     prior_hidden: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: Array, key: Array) -> Array:
-        """Returns the loss, a scalar, for x `[n, 784]`."""
+    def __call__(self, x: Array, key: Array) -> tuple[Array, Array, Array]:
+        """Returns log p(x|z), log p(z) and log q(z|x), scalars, for x `[n, 784]`."""
         encoding = mlp((*HIDDEN, 2 * self.latent_dim))(x)
         mean, log_std = jnp.split(encoding, 2, -1)
         posterior = distrax.MultivariateNormalDiag(mean, jnp.exp(log_std))
         z, log_posterior = posterior.sample_and_log_prob(seed=key)
         logits = mlp((*HIDDEN, PIXELS))(z)
         likelihood = distrax.Independent(distrax.Bernoulli(logits=logits), 1)
-        kl = jnp.subtract(log_posterior, self._prior().log_prob(z))
-        return jnp.mean(kl - likelihood.log_prob(x))
+        terms = likelihood.log_prob(x), self._prior().log_prob(z), log_posterior
+        return jax.tree.map(jnp.mean, terms)
 
     def _prior(self) -> distrax.Distribution:
         conditioner = partial(mlp, (*self.prior_hidden, 2 * self.latent_dim), nn.initializers.zeros)

@@ -4,7 +4,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -13,7 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.config import Config
-from experiments.peers import HIDDEN, PIXELS
+from experiments.peers import FEATURES, HIDDEN, PIXELS, RESCONV_HIDDEN, SIDE
+from experiments.peers.torch_layers import (
+    ConvCouplingLayer,
+    CouplingLayer,
+    Crop,
+    MADELayer,
+    PixelCNNLayer,
+    coupling_order,
+    down_block,
+    mlp,
+    up_block,
+)
 from led_jax.flows import masks
 
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -27,149 +38,150 @@ def make_epochs(config: Config, data: np.ndarray) -> dict[str, Callable[[], floa
     """
     # Small products may gain nothing from a second thread, and lose much if a core is taken.
     threads = sorted({1, _DEFAULT_THREADS})
-    return {f"{n} threads": _make_epoch(config, data, n) for n in threads}
+    formats = {"": torch.contiguous_format}
+    if config.network == "resconv":
+        formats[", channels last"] = torch.channels_last
+    return {
+        f"{n} threads{suffix}": _make_epoch(config, data, n, memory_format)
+        for n in threads
+        for suffix, memory_format in formats.items()
+    }
 
 
-def _make_epoch(config: Config, data: np.ndarray, num_threads: int) -> Callable[[], float]:
+def _make_epoch(
+    config: Config, data: np.ndarray, num_threads: int, memory_format: torch.memory_format
+) -> Callable[[], float]:
     device = "cpu" if jax.default_backend() == "cpu" else "cuda"
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, JAX's default on a GPU
     torch.manual_seed(0)
-    model = TorchLED(config).to(device)
+    model = TorchLED(config).to(device).to(memory_format=memory_format)
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
     rows = torch.from_numpy(data).to(device)
     num_steps = len(data) // config.batch_size
 
     def epoch() -> float:
         torch.set_num_threads(num_threads)
-        total = torch.zeros((), device=device)
+        steps = []
         order = torch.randperm(len(rows), device=device)[: num_steps * config.batch_size]
         for batch in order.split(config.batch_size):
             x = rows.index_select(0, batch).float()
-            noise = torch.randn(len(x), config.latent_dim, device=device)
-            loss = model(x, noise)
+            noise = torch.randn(len(x), *model.latent_shape, device=device)
+            terms = model(x, noise)
+            loss = minus_bound(terms)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.detach()
-        return total.item() / num_steps
+            steps.append(terms.detach())
+        return minus_bound(torch.stack(steps).mean(0)).item()
 
     return epoch
 
 
+def minus_bound(terms: Tensor) -> Tensor:
+    """The loss for the terms that `TorchLED` returns."""
+    log_likelihood, log_prior, log_posterior = terms
+    return log_posterior - log_prior - log_likelihood
+
+
 class TorchLED(nn.Module):
-    """The model of a configuration; `forward` gives minus the ELBO, averaged over the batch."""
+    """The model of a configuration; `forward` gives the batch means of the bound's three terms."""
 
     def __init__(self, config: Config):
         """Makes the networks of `config`."""
         super().__init__()
         latent_dim = config.latent_dim
-        self.encoder = mlp((PIXELS, *HIDDEN, 2 * latent_dim))
-        self.posterior = nn.ModuleList(
-            MADELayer(latent_dim, config.posterior_hidden, config.posterior_depth)
-            for _ in range(config.posterior_depth)
-        )
-        orders = [coupling_order(latent_dim, i) for i in range(config.prior_depth)]
-        # A layer leaves z in its own order; the next one down goes from there.
-        above = [*orders, np.arange(latent_dim)][1:]
-        self.prior = nn.ModuleList(
-            CouplingLayer(np.argsort(a)[b], config.prior_hidden)
-            for a, b in zip(above, orders, strict=True)
-        )
-        self.decoder = mlp((latent_dim, *HIDDEN, PIXELS))
+        if config.latent_shape:
+            self.latent_shape = config.latent_shape[2:] + config.latent_shape[:2]
+            channels, context = self.latent_shape[0], config.posterior_context
+            self.encoder = resconv_encoder(2 * channels + context, self.latent_shape)
+            self.decoder = resconv_decoder(self.latent_shape)
+            depth, hidden = config.posterior_depth, config.posterior_hidden
+            posterior = [PixelCNNLayer(channels, hidden, context, depth) for _ in range(depth)]
+            mask = masks.checkerboard(config.latent_shape)
+            prior = [
+                ConvCouplingLayer(mask ^ bool(i % 2), config.prior_hidden)
+                for i in range(config.prior_depth)
+            ]
+        else:
+            self.latent_shape = (latent_dim,)
+            if config.network == "mlp":
+                self.encoder = mlp((PIXELS, *HIDDEN, 2 * latent_dim))
+                self.decoder = mlp((latent_dim, *HIDDEN, PIXELS))
+            else:
+                self.encoder = resconv_encoder(2 * latent_dim, self.latent_shape)
+                self.decoder = resconv_decoder(self.latent_shape)
+            depth, hidden = config.posterior_depth, config.posterior_hidden
+            posterior = [MADELayer(latent_dim, hidden, depth) for _ in range(depth)]
+            orders = [coupling_order(latent_dim, i) for i in range(config.prior_depth)]
+            # A layer leaves z in its own order; the next one down goes from there.
+            above = [*orders, np.arange(latent_dim)][1:]
+            prior = [
+                CouplingLayer(np.argsort(a)[b], config.prior_hidden)
+                for a, b in zip(above, orders, strict=True)
+            ]
+        self.posterior, self.prior = nn.ModuleList(posterior), nn.ModuleList(prior)
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Returns the loss, a scalar, for x `[n, 784]` and noise `[n, latent_dim]`."""
-        mean, log_std = self.encoder(x).chunk(2, -1)
+        """Returns log p(x|z), log p(z), log q(z|x) for x `[n, 784]`, noise `[n, *latent_shape]`."""
+        size = self.latent_shape[0]
+        mean, log_std, context = self.encoder(x).tensor_split([size, 2 * size], 1)
         z = mean + log_std.exp() * noise
-        # log p(z) - log q(z|x): the normalizing constants of the two Gaussians cancel.
-        log_ratio = log_std.sum() + 0.5 * noise.square().sum()
+        log_posterior = log_normal(noise) - log_std.sum()
         for layer in self.posterior:
-            z, log_det = layer(z)
-            log_ratio = log_ratio + log_det
+            z, log_det = layer(z, context)
+            z, context = reverse(z), reverse(context)
+            log_posterior = log_posterior - log_det
         logits = self.decoder(z)
+        log_prior = torch.zeros_like(log_posterior)
         for layer in reversed(self.prior):
             z, log_det = layer(z)
-            log_ratio = log_ratio + log_det
-        log_ratio = log_ratio - 0.5 * z.square().sum()
+            log_prior = log_prior + log_det
+        log_prior = log_prior + log_normal(z)
         cross_entropy = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
-        return (cross_entropy - log_ratio) / len(x)
+        return torch.stack([-cross_entropy, log_prior, log_posterior]) / len(x)
 
 
-class CouplingLayer(nn.Module):
-    """An affine coupling layer, from data to base; log-determinants are summed over the batch."""
-
-    order: Tensor
-
-    def __init__(self, order: np.ndarray, hidden: Sequence[int]):
-        """Makes a layer that takes its entries in `order`; the first half passes."""
-        super().__init__()
-        self.register_buffer("order", torch.from_numpy(order))
-        self.num_passing = len(order) // 2
-        self.net = mlp((self.num_passing, *hidden, 2 * (len(order) - self.num_passing)))
-        zero_last(self.net)
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the layer's input and the log-determinant, for its output z."""
-        passing, rest = z.index_select(1, self.order).tensor_split([self.num_passing], -1)
-        shift, raw = self.net(passing).chunk(2, -1)
-        log_scale = 3 * torch.tanh(raw / 3)
-        rest = (rest - shift) * torch.exp(-log_scale)
-        return torch.cat([passing, rest], -1), -log_scale.sum()
+def log_normal(z: Tensor) -> Tensor:
+    """The log-density of N(0, I), summed over the batch."""
+    return -0.5 * (z.square().sum() + z.numel() * math.log(2 * math.pi))
 
 
-class MADELayer(nn.Module):
-    """A gated inverse autoregressive layer and a reversal of the entries."""
-
-    def __init__(self, size: int, hidden: Sequence[int], depth: int):
-        """Makes one of `depth` layers on `size` entries."""
-        super().__init__()
-        degrees = [np.arange(1, size + 1), *(masks.hidden_degrees(n, size) for n in hidden)]
-        layers: list[nn.Module] = []
-        for rows, columns in itertools.pairwise(degrees):
-            layers += [MaskedLinear(rows, columns), nn.ReLU()]
-        self.net = nn.Sequential(*layers, MaskedLinear(degrees[-1], np.tile(np.arange(size), 2)))
-        zero_last(self.net)
-        self.bias = -math.log(2 ** (1 / depth) - 1)
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the layer's output and the log-determinant, for its input z."""
-        mean, logit = self.net(z).chunk(2, -1)
-        logit = logit + self.bias
-        return torch.lerp(mean, z, torch.sigmoid(logit)).flip(-1), F.logsigmoid(logit).sum()
+def reverse(z: Tensor) -> Tensor:
+    """Reverses the entries of every event."""
+    return z.flip(tuple(range(1, z.ndim)))
 
 
-class MaskedLinear(nn.Linear):
-    """A linear layer whose output j sees the inputs i with in_degrees[i] <= out_degrees[j]."""
-
-    mask: Tensor
-
-    def __init__(self, in_degrees: np.ndarray, out_degrees: np.ndarray):
-        """Makes a layer of these degrees."""
-        super().__init__(len(in_degrees), len(out_degrees))
-        mask = in_degrees <= out_degrees[:, None]
-        self.register_buffer("mask", torch.from_numpy(mask.astype(np.float32)))
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Applies the masked weights."""
-        return F.linear(input, self.weight * self.mask, self.bias)
+def resconv_encoder(size: int, latent_shape: tuple[int, ...]) -> nn.Sequential:
+    """Our ResConv encoder of `[n, 784]` to size numbers, or to size maps for a latent map."""
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, SIDE, SIDE))]
+    side, channels = SIDE, 1
+    for features in FEATURES:
+        layers += [down_block(channels, features), nn.ELU()]
+        side, channels = -(-side // 2), features
+        if latent_shape[1:] == (side, side):
+            return nn.Sequential(*layers, nn.Conv2d(channels, size, 3, padding=1))
+    flat = nn.Flatten(), nn.Linear(channels * side**2, RESCONV_HIDDEN), nn.ELU()
+    return nn.Sequential(*layers, *flat, nn.Linear(RESCONV_HIDDEN, size))
 
 
-def coupling_order(size: int, layer: int) -> np.ndarray:
-    """The order of a layer's entries: the passing ones first, exchanged in every second layer."""
-    order = np.argsort(~masks.random_half((size,), layer // 2), kind="stable")
-    return order if layer % 2 == 0 else order[::-1].copy()
-
-
-def mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
-    layers: list[nn.Module] = []
-    for rows, columns in itertools.pairwise(widths):
-        layers += [nn.Linear(rows, columns), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def zero_last(net: nn.Sequential) -> None:
-    """Sets the last layer to zero, so that a fresh flow starts where ours does."""
-    for parameter in net[-1].parameters():
-        nn.init.zeros_(parameter)
+def resconv_decoder(latent_shape: tuple[int, ...]) -> nn.Sequential:
+    """Our ResConv decoder of `[n, *latent_shape]` to logits `[n, 784]`."""
+    sides = list(itertools.accumulate(FEATURES, lambda side, _: -(-side // 2), initial=SIDE))
+    widths = [1, *FEATURES]
+    blocks = len(FEATURES) if len(latent_shape) == 1 else sides.index(latent_shape[1])
+    side, channels = sides[blocks], widths[blocks]
+    if len(latent_shape) == 1:
+        layers: list[nn.Module] = [
+            nn.Linear(latent_shape[0], RESCONV_HIDDEN),
+            nn.ELU(),
+            nn.Linear(RESCONV_HIDDEN, channels * side**2),
+            nn.Unflatten(1, (channels, side, side)),
+        ]
+    else:
+        layers = [nn.Conv2d(latent_shape[0], channels, 3, padding=1)]
+    for i in reversed(range(blocks)):
+        layers += [nn.ELU(), up_block(widths[i + 1], widths[i])]
+        if sides[i] < 2 * sides[i + 1]:
+            layers.append(Crop(sides[i]))
+    return nn.Sequential(*layers, nn.Flatten())

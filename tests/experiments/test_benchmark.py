@@ -5,6 +5,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import benchmark, flow_suite, training_suite
+from experiments.config import Config
 from experiments.peers import Stack
 from led_jax.flows import base
 
@@ -12,9 +13,10 @@ from led_jax.flows import base
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(benchmark, "_SGEMM_SHAPES", ((64, 32, 64), (32, 32, 32)))
-    monkeypatch.setattr(training_suite, "_STACK_DEPTHS", ((2, 0),))
+    stack = Config(dataset="synthetic", prior_depth=2)
+    monkeypatch.setattr(training_suite, "_STACKS", (stack,))
     monkeypatch.setattr(training_suite, "_COMPILE_DEPTHS", (1, 2))
-    monkeypatch.setattr(training_suite, "_NLL_SAMPLES", 20)
+    monkeypatch.setattr(training_suite, "_NLL_SAMPLES", {"prior12": 20})
     monkeypatch.setattr(flow_suite, "_TURN_SECONDS", 0.001)
     monkeypatch.setattr(flow_suite, "BATCH", 10)
     for name, stack in {
@@ -51,11 +53,13 @@ def test_training_suite_without_peers(tiny, parsed_flags, tmp_path, capsys):
         expected = wrappers[f"{method}_ms"] / wrappers["jit_ms"]
         assert wrappers[f"{method}_over_jit"] == pytest.approx(expected)
     assert [list(row["seconds"]) for row in result["compile"]] == [["1", "2"]] * 2
-    assert result["nll"]["gflop"] == pytest.approx(2e-9 * 40 * (216_800 + 20 * 296_800))
+    (nll,) = result["nll"]
+    assert nll["model"] == "mlp, 12 nvp prior"
+    assert nll["gflop"] == pytest.approx(2e-9 * 40 * (216_800 + 20 * 296_800))
     assert base.MAX_UNROLL == 16
     table = output.with_suffix(".md").read_text()
     assert table == benchmark.to_markdown(result)
-    assert table.count("| 0 prior, 0 posterior |") == 2 and table.count("| - | - |") == 1
+    assert table.count("| mlp |") == 2 and table.count("| - | - |") == 1
 
 
 def test_flow_suite(tiny, parsed_flags, tmp_path, capsys):

@@ -6,14 +6,13 @@ import pytest
 from experiments import training_suite
 from experiments.config import Config, build_led
 
-CONFIGS = {
-    name: Config(dataset="synthetic", prior_depth=prior, posterior_depth=posterior)
-    for name, (prior, posterior) in training_suite.CELLS.items()
-} | {"both": Config(dataset="synthetic", prior_depth=3, posterior_depth=2)}
+CONFIGS = training_suite.CELLS | {
+    "both": Config(dataset="synthetic", prior_depth=3, posterior_depth=2)
+}
 
 
 def led_and_params(config, scale=0.3):
-    """A model of ours with random parameters, those that start at zero included."""
+    """A model of ours with parameters moved at random, those that start at zero included."""
     led = build_led(config, training_suite._dataset())
     params = jax.jit(led.init)(jax.random.key(0), jnp.zeros((2, 784)))
     leaves, treedef = jax.tree.flatten(params)
@@ -46,29 +45,32 @@ def conditioners(params, marker):
     return found
 
 
-# Operations of the matrix products.
+def copy_to_torch(net, layers):
+    """Our layers' parameters into a network's linear layers and convolutions, in order."""
+    import torch
+
+    kinds = torch.nn.Linear, torch.nn.Conv2d
+    for module, layer in zip(
+        (m for m in net.modules() if isinstance(m, kinds)), layers, strict=True
+    ):
+        kernel = np.array(layer.get("kernel", layer.get("kernel_0")))
+        kernel = np.moveaxis(kernel, (-1, -2), (0, 1)).reshape(module.weight.shape)
+        module.weight.data = torch.from_numpy(kernel.copy())
+        if "bias" in layer:
+            module.bias.data = torch.from_numpy(np.array(layer["bias"]).ravel())
 
 
-def test_flops_by_hand():
-    mlp = 784 * 200 + 200 * 200 + 200 * 100 + 50 * 200 + 200 * 200 + 200 * 784
-    coupling = 25 * 100 + 100 * 50
-    made = 50 * 512 + 512 * 512 + 512 * 100
-    products = {"mlp": 0, "prior12": 12 * coupling, "post4": 4 * made, "post12": 12 * made}
-    for name, flow in products.items():
-        forward = 2 * (mlp + flow)
-        assert sum(training_suite.forward_flops(CONFIGS[name]).values()) == forward
-        expected = 100 * (3 * forward - 2 * 784 * 200) / 1e9
-        assert training_suite.step_gflop(CONFIGS[name]) == pytest.approx(expected)
+def assert_same_terms(model, led, params, noise_axes):
+    """The batch means of the bound's three terms are ours, at the same noise."""
+    import torch
 
-
-def test_flops_are_twice_the_weights_where_nothing_is_masked():
-    led = build_led(CONFIGS["prior12"], training_suite._dataset())
-    params = jax.eval_shape(led.init, jax.random.key(0), jnp.zeros((2, 784)))
-    weights = {
-        part: sum(2 * leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim == 2)
-        for part, tree in params.items()
-    }
-    assert training_suite.forward_flops(CONFIGS["prior12"]) == weights
+    key, x = jax.random.key(2), images()
+    expected = [term.mean() for term in jax.jit(led.elbo)(params, key, x)]
+    encoding = jax.eval_shape(led.encoder.apply, params["encoder"], x)
+    noise = np.array(jax.random.normal(key, encoding.mean.shape).transpose(noise_axes))
+    with torch.no_grad():
+        found = model(torch.from_numpy(x), torch.from_numpy(noise))
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
 # The peers compute the same bound as ours with the same parameters.
@@ -82,12 +84,6 @@ def test_torch_computes_the_same_bound(name):
     config = CONFIGS[name]
     led, params = led_and_params(config)
     model = torch_led.TorchLED(config)
-
-    def copy(net, layers):
-        linears = [module for module in net if isinstance(module, torch.nn.Linear)]
-        for linear, layer in zip(linears, layers, strict=True):
-            linear.weight.data = torch.from_numpy(np.array(layer["kernel"]).T.copy())
-            linear.bias.data = torch.from_numpy(np.array(layer["bias"]).ravel())
 
     def unblocked(layer, rows, columns):
         """A masked layer's dense kernel, from blocks of columns."""
@@ -104,24 +100,80 @@ def test_torch_computes_the_same_bound(name):
     def num_blocks(layer):
         return 1 + max(int(k.removeprefix("kernel_")) for k in layer if k != "bias")
 
-    copy(model.encoder, dense_layers(params["encoder"]))
-    copy(model.decoder, dense_layers(params["decoder"]))
+    copy_to_torch(model.encoder, dense_layers(params["encoder"]))
+    copy_to_torch(model.decoder, dense_layers(params["decoder"]))
     priors = conditioners(params["prior"], "Dense_0")
     for layer, ours in zip(model.prior, priors, strict=True):
-        copy(layer.net, dense_layers(ours))
+        copy_to_torch(layer.net, dense_layers(ours))
     posteriors = conditioners(params["posterior"], "_MaskedDense_0")
     for layer, ours in zip(model.posterior, posteriors, strict=True):
         layers = [ours[f"_MaskedDense_{i}"] for i in range(len(ours))]
         sizes = [m.in_features for m in layer.net if isinstance(m, torch.nn.Linear)]
-        copy(
+        copy_to_torch(
             layer.net, [unblocked(m, n, num_blocks(m)) for m, n in zip(layers, sizes, strict=True)]
         )
+    assert_same_terms(model, led, params, (0, 1))
 
-    key, x = jax.random.key(2), images()
-    noise = np.array(jax.random.normal(key, (len(x), 50)))
-    expected = -led.elbo(params, key, jnp.asarray(x)).bound.mean()
-    found = model(torch.from_numpy(x), torch.from_numpy(noise)).item()
-    assert found == pytest.approx(float(expected), rel=1e-5)
+
+@pytest.mark.usefixtures("fast_compile")
+@pytest.mark.parametrize("name", ["resconv", "spatial"])
+def test_torch_computes_the_same_bound_with_convolutions(name):
+    pytest.importorskip("torch")
+    from experiments.peers import torch_led
+
+    config = CONFIGS[name]
+    led, params = led_and_params(config, scale=0.03)
+    model = torch_led.TorchLED(config)
+
+    def convolutions(params):
+        blocks = [params[f"ResBlock_{i}"] for i in range(3) if f"ResBlock_{i}" in params]
+        return [block[name] for block in blocks for name in ("Conv_0", "Conv_1")]
+
+    def ends(params):
+        return [params[name] for name in ("Conv_0", "Dense_0", "Dense_1") if name in params]
+
+    def channels_first(axis, layer):
+        """A dense layer that reads (axis 0) or writes (axis 1) the smallest map."""
+        for part in {"kernel", "bias"} if axis else {"kernel"}:
+            value = layer[part]
+            at = value.ndim - 2 + axis if part == "kernel" else 0
+            maps = value.reshape(*value.shape[:at], 4, 4, 32, *value.shape[at + 1 :])
+            layer = layer | {part: jnp.moveaxis(maps, at + 2, at).reshape(value.shape)}
+        return layer
+
+    encoder_ends, decoder_ends = ends(params["encoder"]), ends(params["decoder"])
+    if name == "resconv":
+        encoder_ends[0] = channels_first(0, encoder_ends[0])
+        decoder_ends[1] = channels_first(1, decoder_ends[1])
+    copy_to_torch(model.encoder, convolutions(params["encoder"]) + encoder_ends)
+    copy_to_torch(model.decoder, decoder_ends + convolutions(params["decoder"]))
+    for layer, ours in zip(model.prior, conditioners(params["prior"], "Conv_0"), strict=True):
+        copy_to_torch(layer.net, [ours["Conv_0"], ours["Conv_1"]])
+    posteriors = conditioners(params["posterior"], "MADE_0")
+    for layer, ours in zip(model.posterior, posteriors, strict=True):
+        for part, names in (("above", "Conv_0 Conv_2"), ("left", "Conv_1 Conv_3")):
+            copy_to_torch(getattr(layer, part), [ours[name] for name in names.split()])
+        copy_to_torch(layer.down, [ours["Dense_0"], ours["Dense_1"]])
+        copy_to_torch(layer.context, [ours["_ContextDense_0"]["Dense_0"]])
+        pixel = ours["MADE_0"]
+        copy_to_torch(layer.pixel, [pixel["_MaskedDense_0"]])
+        copy_to_torch(layer.pixel_context, [pixel["_ContextDense_0"]["Dense_0"]])
+        copy_to_torch(layer.out, [pixel["_MaskedDense_1"]])
+    assert sum(p.numel() for p in model.parameters()) == sum(
+        leaf.size for leaf in jax.tree.leaves(params)
+    )
+    assert_same_terms(model, led, params, (0, 3, 1, 2) if config.latent_shape else (0, 1))
+
+
+def test_torch_learns_with_convolutions_in_every_way():
+    pytest.importorskip("torch")
+    from experiments.peers import torch_led
+
+    data = np.random.default_rng(0).binomial(1, 0.13, (300, 784)).astype(np.uint8)
+    epochs = torch_led.make_epochs(CONFIGS["spatial"], data)
+    assert {way.split()[-1] for way in epochs} == {"threads", "last"}
+    for epoch in epochs.values():
+        assert epoch() > epoch()
 
 
 @pytest.mark.parametrize("name", ["mlp", "prior12"])
@@ -146,7 +198,7 @@ def test_distrax_computes_the_same_bound(name):
         layers.append({"kernel": kernel, "bias": jnp.zeros(100).at[outputs].set(last["bias"])})
     theirs = {f"Dense_{i}": layer for i, layer in enumerate(layers)}
     assert jax.tree.map(jnp.shape, theirs) == jax.tree.map(jnp.shape, like)
-    expected = -led.elbo(params, key, x).bound.mean()
+    expected = [term.mean() for term in led.elbo(params, key, x)]
     found = model.apply({"params": theirs}, x, key)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -154,7 +206,8 @@ def test_distrax_computes_the_same_bound(name):
 @pytest.mark.parametrize(("peer", "cell"), [("torch", "post1"), ("distrax", "mlp")])
 def test_peers_are_timed_and_learn(monkeypatch, peer, cell):
     pytest.importorskip(peer)
-    monkeypatch.setitem(training_suite.CELLS, "post1", (0, 1))
+    post1 = Config(dataset="synthetic", prior_depth=0, posterior_depth=1)
+    monkeypatch.setitem(training_suite.CELLS, "post1", post1)
     data = np.random.default_rng(0).binomial(1, 0.13, (300, 784)).astype(np.uint8)
     result = training_suite.training_cell(cell, [peer, "distrax"], data, 2, (32, 32, 32))
     assert ("distrax_over_ours" in result) == (cell == "mlp")  # distrax has no MADE.

@@ -1,0 +1,100 @@
+"""Floating-point operations of a configuration's matrix products and convolutions.
+
+Masked weights count as if they were not masked.
+"""
+
+import itertools
+import math
+
+from experiments.config import Config
+from experiments.peers import FEATURES, HIDDEN, PIXELS, RESCONV_HIDDEN, SIDE
+
+
+def network_flops(*widths: int) -> int:
+    """Of dense layers of these widths, for one row."""
+    return 2 * sum(rows * columns for rows, columns in itertools.pairwise(widths))
+
+
+def convolution_flops(positions: int, taps: int, *widths: int) -> int:
+    """Of convolutions between maps of these numbers, by kernels of so many taps."""
+    return positions * taps * network_flops(*widths)
+
+
+def step_gflop(config: Config) -> float:
+    """GFLOP of a training step: once forward, twice backward.
+
+    Only the gradient with respect to the images is not needed.
+    """
+    if config.network == "mlp":
+        first_layer = network_flops(PIXELS, HIDDEN[0])
+    else:
+        first_layer = convolution_flops((SIDE // 2) ** 2, 9, 1, 2 * FEATURES[0])
+    flops = 3 * sum(forward_flops(config).values()) - first_layer
+    return 1e-9 * config.batch_size * flops
+
+
+def forward_flops(config: Config) -> dict[str, int]:
+    """Of each part of a configuration's model, for one row of 784 pixels."""
+    encoder, decoder = _mlp_flops(config) if config.network == "mlp" else _resconv_flops(config)
+    coupling, autoregressive = (
+        _spatial_flow_flops(config) if config.latent_shape else _flow_flops(config)
+    )
+    return {
+        "encoder": encoder,
+        "posterior": config.posterior_depth * autoregressive,
+        "prior": config.prior_depth * coupling,
+        "decoder": decoder,
+    }
+
+
+def _mlp_flops(config: Config) -> tuple[int, int]:
+    """Of the encoder and the decoder."""
+    encoder = network_flops(PIXELS, *HIDDEN, 2 * config.latent_dim)
+    return encoder, network_flops(config.latent_dim, *HIDDEN, PIXELS)
+
+
+def _resconv_flops(config: Config) -> tuple[int, int]:
+    """Of the encoder and the decoder."""
+    encoder = decoder = 0
+    side, channels = SIDE, 1
+    for features in FEATURES:
+        if config.latent_shape[:2] == (side, side):
+            break
+        side = -(-side // 2)
+        encoder += _block_flops(side**2, channels, features, features)
+        decoder += _block_flops((2 * side) ** 2, features, features, channels)
+        channels = features
+    if config.latent_shape:
+        maps = config.latent_shape[-1]
+        encoder += convolution_flops(side**2, 9, channels, 2 * maps + config.posterior_context)
+        decoder += convolution_flops(side**2, 9, maps, channels)
+    else:
+        flat = side**2 * channels
+        encoder += network_flops(flat, RESCONV_HIDDEN, 2 * config.latent_dim)
+        decoder += network_flops(config.latent_dim, RESCONV_HIDDEN, flat)
+    return encoder, decoder
+
+
+def _block_flops(positions: int, channels: int, hidden: int, features: int) -> int:
+    first = convolution_flops(positions, 9, channels, hidden + features)
+    return first + convolution_flops(positions, 9, hidden, features)
+
+
+def _flow_flops(config: Config) -> tuple[int, int]:
+    """Of a coupling layer of the prior and a MADE layer of the posterior."""
+    latent = config.latent_dim
+    passing = latent // 2
+    coupling = network_flops(passing, *config.prior_hidden, 2 * (latent - passing))
+    return coupling, network_flops(latent, *config.posterior_hidden, 2 * latent)
+
+
+def _spatial_flow_flops(config: Config) -> tuple[int, int]:
+    """Of a convolutional coupling layer of the prior and a PixelCNN layer of the posterior."""
+    maps, hidden = config.latent_shape[-1], config.posterior_hidden
+    taps = 6 + 2  # of the rows above and of the pixels to the left
+    pixel = network_flops(maps, hidden[-1], 2 * maps) + network_flops(hidden[-1], hidden[-1])
+    pixel += taps * network_flops(maps, *hidden) + sum(network_flops(n, n) for n in hidden)
+    pixel += network_flops(config.posterior_context, hidden[0])
+    positions = math.prod(config.latent_shape[:2])
+    coupling = convolution_flops(positions, 9, maps, *config.prior_hidden, 2 * maps)
+    return coupling, positions * pixel
