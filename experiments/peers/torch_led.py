@@ -55,7 +55,8 @@ def _make_epoch(
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, JAX's default on a GPU
     torch.manual_seed(0)
-    model = TorchLED(config).to(device).to(memory_format=memory_format)
+    model = TorchLED(config).to(device)
+    model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
     rows = torch.from_numpy(data).to(device)
     num_steps = len(data) // config.batch_size
