@@ -2,8 +2,8 @@
 
 On a CPU, XLA computes `lax.conv_general_dilated` inside a loop by a naive routine. There a
 convolution is written as shifted copies and one matrix product, which a loop does not slow down.
-What is copied costs as much as the product: where the outputs are no more than the inputs, only
-the columns of a patch are copied, and its rows are added up after the product.
+Copies cost as much as the product: where the outputs are no more than the inputs, only the columns
+of a patch are copied, and its rows are added up after the product; where they are far fewer, both.
 """
 
 import flax.linen as nn
@@ -31,7 +31,7 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
             x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
     elif stride == 1 and kernel.shape[-1] <= kernel.shape[-2]:
-        y = _keep(_sum_over_rows(x, kernel))
+        y = _keep(_sum_of_products(x, kernel))
     else:
         y = _product_of_patches(x, kernel, stride)
     return y.reshape(*batch_shape, *y.shape[1:])
@@ -49,15 +49,24 @@ def _product_of_patches(x: Array, kernel: Array, stride: int) -> Array:
     return _matmul(patches, kernel.reshape(-1, features))
 
 
-def _sum_over_rows(x: Array, kernel: Array) -> Array:
-    """Patches of one row, times the kernel's rows, then added up: less to move for few outputs."""
-    height, width, _, features = kernel.shape
+def _sum_of_products(x: Array, kernel: Array) -> Array:
+    """Patches of one row, or one pixel, times the kernel's parts, then added up."""
+    height, width, channels, features = kernel.shape
+    if 8 * features <= channels:
+        products = _matmul(x, jnp.moveaxis(kernel, 2, 0).reshape(channels, -1))
+        return _add_shifted(_keep(_add_shifted(products, height, axis=1)), width, axis=2)
     patches = jnp.concatenate(_shifts(x, 1, width, 1), -1)
     products = _matmul(patches, jnp.moveaxis(kernel, 0, 2).reshape(-1, height * features))
-    rows = x.shape[1] - height + 1
+    return _add_shifted(products, height, axis=1)
+
+
+def _add_shifted(products: Array, count: int, axis: int) -> Array:
+    """Adds up the last axis's `count` parts, the i-th from entry i of `axis` on."""
+    size = products.shape[axis] - count + 1
+    parts = jnp.split(products, count, -1)
     return sum(
-        (products[:, i : i + rows, :, i * features : (i + 1) * features] for i in range(height)),
-        start=jnp.zeros((), x.dtype),
+        (lax.slice_in_dim(part, i, i + size, axis=axis) for i, part in enumerate(parts)),
+        start=jnp.zeros((), products.dtype),
     )
 
 
