@@ -282,6 +282,13 @@ def start(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
 
 
+def required_workdir() -> pathlib.Path:
+    """The directory that --workdir names, for binaries that choose none themselves."""
+    if not flags.FLAGS.workdir:
+        raise app.UsageError("--workdir is required")
+    return pathlib.Path(flags.FLAGS.workdir).expanduser()
+
+
 def define_flags() -> None:
     """Defines one flag for each field of `Config`."""
     define = {

@@ -1,9 +1,12 @@
 """Several processes, on one machine or on several, through JAX's own runtime."""
 
+import contextlib
 import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 from absl import flags
@@ -20,12 +23,32 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processe
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.", 0)
 
 
-def initialize() -> None:
-    """Joins the processes that the flags describe. To be called before JAX computes anything.
+@contextlib.contextmanager
+def processes() -> Iterator[None]:
+    """Joins the processes that the flags describe; errors end this one with a line and status 1.
 
-    Raises:
-      ValueError: if the flags do not fit together, or the coordinator cannot be reached.
+    To be entered before JAX computes anything.
     """
+    try:
+        _join()
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        _fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        reason = str(error).partition("\n")[0]
+        _fail(f"{reason} (look for the other processes' errors, too)")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(1)  # A regular exit would wait for processes that wait for this one.
+    raise SystemExit(1)
+
+
+def _join() -> None:
     coordinator, number, index = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if not coordinator:
         if number is not None or index is not None:
@@ -71,11 +94,3 @@ def _wait_for(host: str, port: int) -> None:
                     f"{error}. Start the process with --process_id=0 there"
                 ) from error
         time.sleep(0.1)
-
-
-def fail(error: Exception) -> None:
-    """Ends the process with one line and status 1."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    if jax.process_count() > 1:
-        os._exit(1)  # A regular exit would wait for processes that wait for this one.
-    raise SystemExit(1)

@@ -7,15 +7,16 @@ The last line on standard output is one JSON object.
 
 import dataclasses
 import json
-import pathlib
 
+import jax
 from absl import app, flags
 
-from experiments.config import read_config, start
+from experiments import distributed
+from experiments.config import read_config, required_workdir, start
 from experiments.run import estimate_nll, load_run
 from led_jax import parallel
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run.")
+flags.DEFINE_string("workdir", "", "Directory of the run, which every process reads.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Rows to evaluate.")
 _NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 5000, "Importance samples a row.", 1)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the data are, if no longer where they were.")
@@ -24,10 +25,8 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the data are, if no longe
 def main(argv: list[str]) -> None:
     """Evaluates the run that the flags name."""
     start(argv)
-    if not _WORKDIR.value:
-        raise app.UsageError("--workdir is required")
-    workdir = pathlib.Path(_WORKDIR.value).expanduser()
-    try:
+    workdir = required_workdir()
+    with distributed.processes():
         config = read_config(workdir)
         if config is None:
             raise ValueError(f"{workdir} is not a run's directory; train one with --workdir first")
@@ -41,23 +40,19 @@ def main(argv: list[str]) -> None:
             raise ValueError("--split=train has no NLL where it is binarized afresh every epoch")
         mesh = parallel.make_mesh()
         estimate = estimate_nll(task, mesh, best.params, getattr(task.dataset, _SPLIT.value))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    print(
-        json.dumps(
-            {
-                "dataset": config.dataset,
-                "split": _SPLIT.value,
-                "epoch": int(best.epoch),
-                "elbo": estimate.elbo,
-                "nll": estimate.nll,
-                "nll_se": estimate.standard_error,
-                "nll_monte_carlo_se": estimate.monte_carlo_error,
-                "nll_samples": config.nll_samples,
-                "seed": config.seed,
-            }
-        )
-    )
+        result = {
+            "dataset": config.dataset,
+            "split": _SPLIT.value,
+            "epoch": int(best.epoch),
+            "elbo": estimate.elbo,
+            "nll": estimate.nll,
+            "nll_se": estimate.standard_error,
+            "nll_monte_carlo_se": estimate.monte_carlo_error,
+            "nll_samples": config.nll_samples,
+            "seed": config.seed,
+        }
+        if jax.process_index() == 0:
+            print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments import provenance
-from experiments.config import start, write_json
+from experiments.config import required_workdir, start, write_json
 
 
 def define_flags() -> None:
@@ -30,9 +30,7 @@ def launch(module: str, figure: str, run: Callable[[bool, int, pathlib.Path], di
     def main(argv: list[str]) -> None:
         start(argv)
         fast, seed = flags.FLAGS.fast, flags.FLAGS.seed
-        if not flags.FLAGS.workdir:
-            raise app.UsageError("--workdir is required")
-        workdir = pathlib.Path(flags.FLAGS.workdir).expanduser()
+        workdir = required_workdir()
         command = f"python -m experiments.{module} --seed={seed}" + " --fast" * fast
         try:
             workdir.mkdir(parents=True, exist_ok=True)

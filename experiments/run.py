@@ -2,6 +2,7 @@
 
 import pathlib
 import statistics
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -61,10 +62,17 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
       The run's result, as in `workdir / "result.json"`; nothing in other processes than the first.
 
     Raises:
-      ValueError: if `workdir`, the data or the devices do not belong to this configuration.
+      ValueError: if `workdir`, the data or the devices do not belong to this configuration, or
+        another process has another one.
       FloatingPointError: if too many updates, or the validation's bound, are not finite.
       Stopped: if SIGTERM or SIGINT came. The state is saved.
     """
+    command = config.to_command()
+    if parallel.broadcast(_digest(command)) != _digest(command):
+        raise ValueError(
+            f"process {jax.process_index()} has other flags than the first one, namely {command}; "
+            "give all of them to each process, also to go on where they do not share --workdir"
+        )
     writes = jax.process_index() == 0
     result_path = workdir / "result.json"
     result = None
@@ -102,10 +110,14 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         "compile_seconds": log["compile_seconds"],
         "seconds_per_epoch": statistics.median(seconds[1:] or seconds),
         "seconds_train": log["seconds_train"],
-        **provenance.origin(config.to_command()),
+        **provenance.origin(command),
     }
     write_json(result_path, result)
     return result
+
+
+def _digest(text: str) -> np.uint32:
+    return np.uint32(zlib.crc32(text.encode()))
 
 
 def load_run(config: Config, workdir: pathlib.Path) -> tuple[Task, TrainState]:

@@ -15,10 +15,12 @@ import statistics
 import sys
 from typing import Any, NamedTuple
 
+import jax
 import tqdm
 from absl import app, flags
 
-from experiments.config import Config, start, write_json
+from experiments import distributed
+from experiments.config import Config, required_workdir, start, write_json
 from experiments.fit import Stopped
 from experiments.run import run
 from led_jax import plots
@@ -92,7 +94,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of every cell.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs of every cell; 0: each cell's own.", 0)
 _NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 0, "Importance samples; 0: each cell's own.", 0)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where binarized MNIST is, as experiments.train.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the sweep.")
+flags.DEFINE_string("workdir", "", "Directory of the sweep.")
 
 
 def sweep(
@@ -107,7 +109,8 @@ def sweep(
       **overrides: fields of `Config` to set in every cell.
 
     Returns:
-      Each run's result, with its "paper_nll" and "columns".
+      Each run's result, with its "paper_nll" and "columns"; in other processes than the first,
+      these two alone.
     """
     runs: dict[str, tuple[Cell, Config, list[str]]] = {}
     for column, cells in table.items():
@@ -181,10 +184,8 @@ def _mean_and_error(runs: list[dict[str, Any]]) -> tuple[float, float]:
 def main(argv: list[str]) -> None:
     """Trains what the flags name."""
     start(argv)
-    if not _WORKDIR.value:
-        raise app.UsageError("--workdir is required")
-    workdir = pathlib.Path(_WORKDIR.value).expanduser()
-    try:
+    workdir = required_workdir()
+    with distributed.processes():
         table = _select(_TABLE.value, _COLUMNS.value)
         seeds = _parse_seeds(_SEEDS.value)
         overrides: dict[str, Any] = {"data_dir": _DATA_DIR.value}
@@ -192,12 +193,19 @@ def main(argv: list[str]) -> None:
             overrides["epochs"] = _EPOCHS.value
         if _NLL_SAMPLES.value:
             overrides["nll_samples"] = _NLL_SAMPLES.value
-        results = sweep(table, seeds, workdir, **overrides)
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except Stopped as stopped:
-        print(f"{stopped}; to go on, give the same command again", file=sys.stderr)
-        return
+        try:
+            results = sweep(table, seeds, workdir, **overrides)
+        except Stopped as stopped:
+            print(f"{stopped}; to go on, give the same command again", file=sys.stderr)
+            return
+        if jax.process_index() == 0:
+            _write(table, results, workdir)
+            print(json.dumps({"table": _TABLE.value, "results": results}))
+
+
+def _write(
+    table: dict[str, list[Cell]], results: list[dict[str, Any]], workdir: pathlib.Path
+) -> None:
     name = f"table{_TABLE.value}"
     write_json(workdir / f"{name}.json", results)
     (workdir / f"{name}.md").write_text(to_markdown(table, results))
@@ -208,7 +216,6 @@ def main(argv: list[str]) -> None:
         depths, paper = [cell.depth for cell in cells], [cell.paper_nll for cell in cells]
         columns[column] = (depths, nlls, errors, paper)
     plots.depth_curves(workdir / f"{name}.png", columns)
-    print(json.dumps({"table": _TABLE.value, "results": results}))
 
 
 def _select(table: int, columns: list[str]) -> dict[str, list[Cell]]:

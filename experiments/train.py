@@ -28,22 +28,17 @@ _WORKDIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     """Trains what the flags describe."""
     start(argv)
-    try:
-        distributed.initialize()
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = pathlib.Path(_WORKDIR.value or f"runs/train-{stamp}").expanduser()
-    try:
-        result = run(config_from_flags(workdir), workdir)
-    except (ValueError, OSError, FloatingPointError) as error:
-        distributed.fail(error)
-    except Stopped as stopped:
-        print(
-            f"{stopped}; to go on: python -m experiments.train --workdir={workdir}",
-            file=sys.stderr,
-        )
-    else:
+    with distributed.processes():
+        try:
+            result = run(config_from_flags(workdir), workdir)
+        except Stopped as stopped:
+            print(
+                f"{stopped}; to go on: python -m experiments.train --workdir={workdir}",
+                file=sys.stderr,
+            )
+            return
         if jax.process_index() == 0:
             print(json.dumps(result))
 

@@ -59,12 +59,7 @@ def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
         max_to_keep=keep,
         create=False,
         cleanup_tmp_directories=True,
-        # The process that saves does so by itself: the others may have no such directory.
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(),
-            active_processes={jax.process_index()},
-            barrier_sync_key_prefix="checkpoints",
-        ),
+        multiprocessing_options=_alone(),
     )
 
     def save(step: int, trees: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
@@ -160,7 +155,7 @@ def _read_record(path: pathlib.Path, like: Mapping[str, Any]) -> dict[str, Any]:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         if size > 2 * expected + _MAX_OVERHEAD:
             raise _Damaged(f"{size} bytes, expected about {expected}")
-        record = _checkpointer(ocp.JsonCheckpointHandler(), path / "record", ocp.args.JsonRestore())
+        record = _read(ocp.JsonCheckpointHandler, path / "record", ocp.args.JsonRestore())
         if record["record_crc32"] != _record_crc32(record):
             raise _Damaged("its record has another checksum than it says")
     except (OSError, ValueError, KeyError, TypeError, UnicodeError) as error:
@@ -175,9 +170,8 @@ def _read_trees(
     for name, tree in like.items():
         target = _structs(tree)
         try:
-            leaves = _checkpointer(
-                ocp.StandardCheckpointHandler(), path / name, ocp.args.StandardRestore(target)
-            )
+            args = ocp.args.StandardRestore(target)
+            leaves = _read(ocp.StandardCheckpointHandler, path / name, args)
         except Exception as error:  # tensorstore's and orbax's errors have no common base
             raise _Damaged(f"{name} cannot be read: {_one_line(error)}") from error
         for leaf_path in target:
@@ -193,9 +187,19 @@ def _read_trees(
     return trees
 
 
-def _checkpointer(handler: ocp.CheckpointHandler, path: pathlib.Path, args: Any) -> Any:
-    with ocp.Checkpointer(handler) as checkpointer:
+def _read(handler: Callable[..., ocp.CheckpointHandler], path: pathlib.Path, args: Any) -> Any:
+    reader = handler(multiprocessing_options=_alone())
+    with ocp.Checkpointer(reader, multiprocessing_options=_alone()) as checkpointer:
         return checkpointer.restore(path.resolve(), args)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """A process reads and writes by itself: the others may have no such directory."""
+    return ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="checkpoints",
+    )
 
 
 def _check_fit(path: pathlib.Path, arrays: dict[str, Any], like: Mapping[str, Any]) -> None:

@@ -20,9 +20,14 @@ def x64():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fast_compile():
-    """Compiles with few optimizations: for tests that compile more than they compute."""
+    """Compiles with few optimizations: for tests that compile more than they compute.
+
+    Child processes do so, too.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from support import KEY, normal, randomise
+from support import KEY, assert_finite_where_representable, normal, randomise
 from support.cases import smooth_made, smooth_mlp
 
 from led_jax import densities, flows
@@ -171,6 +171,35 @@ def test_gradients_reach_the_flow(base):
     leaves = jax.tree.leaves(gradient)
     assert leaves and all(np.isfinite(leaf).all() for leaf in leaves)
     assert sum(np.any(leaf != 0) for leaf in leaves) > len(leaves) / 2
+
+
+@each_base
+@pytest.mark.parametrize("name", ["identity", "real_nvp", "maf"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_finite_far_out(base, name, dtype):
+    """Log-densities and samples with their gradients, at points up to 1e6."""
+    density, params = build(FLOWS[name], base)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), randomise(params, 1.0))
+    x = (normal((5, 2), seed=3) * np.array([[0.1, 1, 1e3, 1e6, -1e6]]).T).astype(dtype)
+
+    def scored(params, x):
+        log_prob, gradient = jax.value_and_grad(density.log_prob, (0, 1))(params, x)
+        # Outside of a uniform density -inf is what it is.
+        is_outside = (log_prob == -jnp.inf) & (base is densities.uniform)
+        return jnp.where(is_outside, 0, log_prob), gradient
+
+    def sampled(params, x):
+        del x
+        return jax.value_and_grad(lambda params: density.sample_and_log_prob(params, KEY)[1])(
+            params
+        )
+
+    assert_finite_where_representable(
+        lambda params, x: [jax.vmap(f, (None, 0))(params, x) for f in (scored, sampled)],
+        params,
+        x,
+        dtype=dtype,
+    )
 
 
 @each_base

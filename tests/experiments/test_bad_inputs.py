@@ -19,6 +19,8 @@ from experiments.config import Config
 from experiments.run import run
 from led_jax.data.binarized_mnist import CACHE, PUBLISHED
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 SERVER = """
 import contextlib, importlib, io, json, sys, traceback
 from absl import app, flags

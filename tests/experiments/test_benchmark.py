@@ -9,6 +9,8 @@ from experiments.config import Config
 from experiments.peers import Stack
 from led_jax.flows import base
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 
 @pytest.fixture
 def tiny(monkeypatch):

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 TINY = "--epochs=2 --latent_dim=3 --prior_depth=1 --prior_hidden=4 --nll_samples=5".split()
 
 

@@ -15,6 +15,8 @@ from experiments.fit import make_task
 from experiments.run import load_run, run
 from led_jax import checkpoints, data, training
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 TINY = Config(
     epochs=6,
     latent_dim=4,

@@ -8,6 +8,8 @@ from experiments import sweep as sweep_module
 from experiments.config import Config
 from experiments.sweep import TABLES, Cell, sweep, to_markdown
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 TINY = Config(epochs=1, latent_dim=3, prior_depth=0, prior_hidden=(4,), nll_samples=3)
 
 
@@ -55,8 +57,14 @@ def test_every_cell_has_a_directory_of_its_own(tmp_path, monkeypatch):
     assert len(directories) == 2 * len(configs)
 
 
-def test_cells_are_trained_once_and_skipped_when_done(tmp_path, monkeypatch):
-    results = sweep(SMALL, [0, 1], tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sweep")
+    return workdir, sweep(SMALL, [0, 1], workdir)
+
+
+def test_cells_are_trained_once_and_skipped_when_done(finished, monkeypatch):
+    workdir, results = finished
     assert [(r["prior_depth"], r["seed"]) for r in results] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert results[0]["columns"] == ["a", "b"] and results[2]["columns"] == ["a"]
     assert [r["paper_nll"] for r in results] == [30.0, 30.0, 29.0, 29.0]
@@ -65,11 +73,11 @@ def test_cells_are_trained_once_and_skipped_when_done(tmp_path, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr("experiments.run.fit", fail)
-    assert sweep(SMALL, [0, 1], tmp_path) == results
+    assert sweep(SMALL, [0, 1], workdir) == results
 
 
-def test_markdown_shows_ours_beside_the_papers(tmp_path):
-    results = sweep(SMALL, [0, 1], tmp_path)
+def test_markdown_shows_ours_beside_the_papers(finished):
+    _, results = finished
     lines = to_markdown(SMALL, results).splitlines()
     rows = [[part.strip() for part in line.split("|")] for line in lines if line.startswith("| ")]
     assert [row[1:4] for row in rows[1:]] == [
@@ -82,20 +90,22 @@ def test_markdown_shows_ours_beside_the_papers(tmp_path):
     assert any("python -m experiments.train" in line for line in lines)
 
 
-def test_another_setting_in_the_same_directory_is_refused(tmp_path):
-    sweep({"b": SMALL["b"]}, [0], tmp_path)
+def test_another_setting_in_the_same_directory_is_refused(finished):
+    workdir, _ = finished
     with pytest.raises(ValueError, match="--epochs is 1 there and 2 here"):
-        sweep({"b": SMALL["b"]}, [0], tmp_path, epochs=2)
+        sweep(SMALL, [0], workdir, epochs=2)
 
 
-def test_main_writes_the_table(tmp_path, monkeypatch, capsys):
+def test_main_writes_the_table(finished, monkeypatch, capsys):
     from absl import flags
 
+    workdir, results = finished
     monkeypatch.setattr(sweep_module, "TABLES", {1: SMALL})
     flags.FLAGS.unparse_flags()
-    flags.FLAGS(["sweep", f"--workdir={tmp_path}", "--columns=b"])
+    flags.FLAGS(["sweep", f"--workdir={workdir}", "--columns=b"])
     sweep_module.main(["sweep"])
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert printed["results"] == json.loads((tmp_path / "table1.json").read_text())
-    assert (tmp_path / "table1.md").read_text().startswith("| column")
-    assert (tmp_path / "table1.png").stat().st_size > 1000
+    assert printed["results"] == json.loads((workdir / "table1.json").read_text())
+    assert [result["nll"] for result in printed["results"]] == [results[0]["nll"]]
+    assert (workdir / "table1.md").read_text().startswith("| column")
+    assert (workdir / "table1.png").stat().st_size > 1000

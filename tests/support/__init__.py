@@ -1,6 +1,7 @@
 """Helpers that several test modules share."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,34 @@ def assert_trees_equal(actual, expected):
         np.testing.assert_array_equal(a, b)
 
 
+def assert_finite_where_representable(function, *args, dtype):
+    """No NaN and no infinity at points where the mathematics stays within the dtype.
+
+    Args:
+      function: maps `args` to a list of results, pytrees of arrays `[points, ...]`. A point whose
+        exact result (in float64) holds a larger number than the dtype's largest may overflow.
+      *args: pytrees of arrays of the dtype.
+      dtype: a float dtype.
+    """
+
+    def sizes(result, largest):
+        """The largest absolute value of each point."""
+        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
+        rows = [np.abs(leaf).reshape(len(leaf), -1) for leaf in leaves]
+        return largest.reduce(np.concatenate(rows, 1), 1)
+
+    found = [sizes(result, np.maximum) for result in jax.jit(function)(*args)]
+    assert any(np.isfinite(size).any() for size in found)
+    if all(np.isfinite(size).all() for size in found):
+        return
+    with jax.enable_x64(True):
+        exact = jax.jit(function)(*jax.tree.map(lambda x: x.astype(jnp.float64), args))
+    for size, result in zip(found, exact, strict=True):
+        # Where float64 overflows, too, there are NaNs beside infinities.
+        exact_size = sizes(result, np.fmax)
+        assert np.isfinite(size[~(exact_size > float(jnp.finfo(dtype).max))]).all()
+
+
 def run_python(code, *args):
     """Runs code in a fresh interpreter that imports the same led_jax; returns its stdout."""
     root = str(Path(led_jax.__file__).parents[1])
@@ -52,3 +81,9 @@ def run_python(code, *args):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
