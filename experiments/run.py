@@ -113,7 +113,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         **provenance.origin(command),
     }
     write_json(result_path, result)
-    return result
+    return read_json(result_path) or {}  # As a finished run's is read again: JSON has no tuples.
 
 
 def _digest(text: str) -> np.uint32:

@@ -94,8 +94,7 @@ def real_nvp(
     identity = np.arange(size)
     orders = np.stack([identity, *orders, identity])
     steps = np.stack([np.argsort(a)[b] for a, b in zip(orders, orders[1:], strict=False)])
-    # Of one dtype whether or not 64 bits are enabled: a flow may be used both ways.
-    constants = np.int32(steps[:-1]), np.int32(np.argsort(steps[:-1]))
+    constants = steps[:-1], np.argsort(steps[:-1])
     stack = repeat(lambda orders: chain(permute_by(*orders), layer), depth, constants)
     return flatten(chain(stack, permute(steps[-1])), event_shape)
 
