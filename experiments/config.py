@@ -372,8 +372,8 @@ def read_config(workdir: pathlib.Path) -> Config | None:
         raise ValueError(f"{path} is not a run's configuration: {error}") from error
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None if there is no such file.
+def read_json(path: pathlib.Path, kind: type = dict) -> Any:
+    """The dict or other `kind` of value in a JSON file, or None if there is no such file.
 
     Raises:
       ValueError: if the file holds anything else.
@@ -387,8 +387,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} cannot be read: expected an object, got {type(value).__name__}")
+    if not isinstance(value, kind):
+        found = type(value).__name__
+        raise ValueError(f"{path} cannot be read: expected a {kind.__name__}, got {found}")
     return value
 
 

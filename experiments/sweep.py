@@ -4,8 +4,9 @@ r"""Trains the cells of a table of the paper, and writes the table beside the pa
         --workdir=DIR
 
 Cells already finished in the work directory are not trained again, stopped ones go on. Writes
-tableN.json (a list of experiments.train's objects), tableN.md and tableN.png into it. The last line
-on standard output is one JSON object with that list as its "results".
+tableN.json (a list of experiments.train's objects), tableN.md and tableN.png into it; what the
+table there already has of other cells stays. The last line on standard output is one JSON object
+with the list as its "results".
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import tqdm
 from absl import app, flags
 
 from experiments import distributed
-from experiments.config import Config, required_workdir, start, write_json
+from experiments.config import Config, read_json, required_workdir, start, write_json
 from experiments.fit import Stopped
 from experiments.run import run
 from led_jax import plots
@@ -199,23 +200,42 @@ def main(argv: list[str]) -> None:
             print(f"{stopped}; to go on, give the same command again", file=sys.stderr)
             return
         if jax.process_index() == 0:
-            _write(table, results, workdir)
+            results = _write(_TABLE.value, results, workdir)
             print(json.dumps({"table": _TABLE.value, "results": results}))
 
 
 def _write(
-    table: dict[str, list[Cell]], results: list[dict[str, Any]], workdir: pathlib.Path
-) -> None:
-    name = f"table{_TABLE.value}"
-    write_json(workdir / f"{name}.json", results)
-    (workdir / f"{name}.md").write_text(to_markdown(table, results))
+    number: int, results: list[dict[str, Any]], workdir: pathlib.Path
+) -> list[dict[str, Any]]:
+    """Writes the table of these results, and of those that it had; returns both."""
+    table, path = TABLES[number], workdir / f"table{number}.json"
+    results = _merge(read_json(path, list) or [], results)
+    write_json(path, results)
+    path.with_suffix(".md").write_text(to_markdown(table, results))
     columns = {}
     for column, cells in table.items():
-        ours = [_mean_and_error(_runs_of(cell, column, results)) for cell in cells]
-        nlls, errors = zip(*ours, strict=True)
-        depths, paper = [cell.depth for cell in cells], [cell.paper_nll for cell in cells]
-        columns[column] = (depths, nlls, errors, paper)
-    plots.depth_curves(workdir / f"{name}.png", columns)
+        finished = [cell for cell in cells if _runs_of(cell, column, results)]
+        if finished:
+            ours = [_mean_and_error(_runs_of(cell, column, results)) for cell in finished]
+            nlls, errors = zip(*ours, strict=True)
+            depths, paper = zip(*((cell.depth, cell.paper_nll) for cell in finished), strict=True)
+            columns[column] = (depths, nlls, errors, paper)
+    plots.depth_curves(path.with_suffix(".png"), columns)
+    return results
+
+
+def _merge(before: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Earlier results of a table and new ones; of a cell that is in both, the new one."""
+
+    def cell(result: dict[str, Any]) -> tuple[Any, ...]:
+        names = ("network", "prior_depth", "posterior", "posterior_depth", "seed")
+        return tuple(result[name] for name in names)
+
+    earlier, new = ({cell(result): result for result in part} for part in (before, results))
+    for key in earlier.keys() & new.keys():
+        columns = dict.fromkeys([*earlier[key]["columns"], *new[key]["columns"]])
+        new[key] = new[key] | {"columns": list(columns)}
+    return list((earlier | new).values())
 
 
 def _select(table: int, columns: list[str]) -> dict[str, list[Cell]]:

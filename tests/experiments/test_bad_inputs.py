@@ -195,7 +195,7 @@ CASES = [
     Case("train", "--workdir=DIR/w", "is not a directory", written("w", b"x")),
     Case("train", "--workdir=DIR/v", "it is not a run's directory", written("v/thesis.tex", b"x")),
     Case("train", "--workdir=DIR/w", "config.json cannot be", written("w/config.json", b"{")),
-    Case("train", "--workdir=DIR/w", "expected an object", written("w/config.json", b"[1]")),
+    Case("train", "--workdir=DIR/w", "expected a dict", written("w/config.json", b"[1]")),
     Case("train", "--workdir=DIR/w", "config.json cannot be", written("w/config.json", b"\xff\0")),
     Case(
         "train", "--workdir=DIR/w", "config.json cannot be", written("w/config.json", b"[" * 9999)

@@ -96,16 +96,21 @@ def test_another_setting_in_the_same_directory_is_refused(finished):
         sweep(SMALL, [0], workdir, epochs=2)
 
 
-def test_main_writes_the_table(finished, monkeypatch, capsys):
+def test_main_writes_the_table_column_by_column(finished, monkeypatch, capsys):
     from absl import flags
 
     workdir, results = finished
     monkeypatch.setattr(sweep_module, "TABLES", {1: SMALL})
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS(["sweep", f"--workdir={workdir}", "--columns=b"])
-    sweep_module.main(["sweep"])
-    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert printed["results"] == json.loads((workdir / "table1.json").read_text())
-    assert [result["nll"] for result in printed["results"]] == [results[0]["nll"]]
-    assert (workdir / "table1.md").read_text().startswith("| column")
+    tables = []
+    for column in ("b", "a"):
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["sweep", f"--workdir={workdir}", f"--columns={column}"])
+        sweep_module.main(["sweep"])
+        printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert printed["results"] == json.loads((workdir / "table1.json").read_text())
+        tables.append([(r["prior_depth"], r["columns"], r["nll"]) for r in printed["results"]])
+    nlls = {r["prior_depth"]: r["nll"] for r in results if r["seed"] == 0}
+    assert tables[0] == [(0, ["b"], nlls[0])]
+    assert tables[1] == [(0, ["b", "a"], nlls[0]), (1, ["a"], nlls[1])]
+    assert (workdir / "table1.md").read_text().count("not run") == 0
     assert (workdir / "table1.png").stat().st_size > 1000
