@@ -18,6 +18,7 @@ from experiments.config import Config, build_led
 from experiments.flops import forward_flops, step_gflop
 from experiments.measuring import markdown_table, round_robin, say, sgemm_gflops, timed
 from experiments.peers import PIXELS
+from experiments.run import samples_per_chunk
 from led_jax import densities, objectives, parallel, training
 from led_jax import flows as led_flows
 from led_jax.data import Dataset
@@ -201,7 +202,9 @@ def nll_time(
     params = jax.jit(led.init)(key, jnp.asarray(x[:1], jnp.float32))
 
     def estimate(x: np.ndarray) -> objectives.NLL:
-        return objectives.nll(led, params, key, x, samples)
+        return objectives.nll(
+            led, params, key, x, samples, samples_per_chunk=samples_per_chunk(config)
+        )
 
     estimate(x[:40])  # compiles the program for batches of this size
     medians = round_robin(

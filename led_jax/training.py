@@ -103,7 +103,8 @@ def train_step(
     gradient, terms = jax.grad(
         lambda params: negative_elbo(led, params, key, x, kl_weight, axis_name), has_aux=True
     )(params)
-    if axis_name is not None:
+    # The mean over one device would be a copy of the gradient.
+    if axis_name is not None and jax.lax.axis_size(axis_name) > 1:
         gradient, terms = jax.lax.pmean((gradient, terms), axis_name)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, terms
