@@ -54,7 +54,7 @@ _STACKS = (
     *(dataclasses.replace(_MLP, prior_depth=depth) for depth in (4, 8, 12)),
     *(dataclasses.replace(_MLP, posterior_depth=depth) for depth in (4, 12)),
 )
-_COMPILE_DEPTHS = (4, 16, 64)  # 16 is the deepest stack that is unrolled
+_COMPILE_DEPTHS = (4, 12, 64)  # 12 is the deepest stack that is unrolled
 _NLL_SAMPLES = {"prior12": 5000, "resconv": 500}
 
 

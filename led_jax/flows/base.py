@@ -13,8 +13,8 @@ Params = Any
 
 # Stacks up to this depth are unrolled, deeper ones are one `lax.scan` over stacked parameters.
 # Unrolled, MADE stacks step faster on a CPU (results/benchmark.md); scanned ones compile in a time
-# that does not depend on depth. The paper's deepest stack has 16 layers.
-MAX_UNROLL = 16
+# that does not depend on depth: a ResConv with 16 layers on either side took minutes.
+MAX_UNROLL = 12
 
 
 class InitFn(Protocol):
