@@ -60,6 +60,8 @@ def _resconv(
         posterior_depth=posterior_depth,
         posterior_hidden=(100,) if posterior == "nvp" else (512, 512),
     )
+    if posterior_depth == 16:  # At the default rate it diverged within its first epoch.
+        config = dataclasses.replace(config, learning_rate=5e-4, clip_norm=100.0)
     return Cell(prior_depth, paper_nll, config)
 
 
