@@ -13,7 +13,7 @@ Params = Any
 
 # Stacks up to this depth are unrolled, deeper ones are one `lax.scan` over stacked parameters.
 # Unrolled, MADE stacks step faster on a CPU (results/benchmark.md); scanned ones compile in a time
-# that does not depend on depth: a ResConv with 16 layers on either side took minutes.
+# that does not depend on depth.
 MAX_UNROLL = 12
 
 
