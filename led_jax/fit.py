@@ -73,7 +73,7 @@ def to_samples(
       ValueError: if a number is not positive.
     """
 
-    def loss(params: Params, key: Array) -> Array:
+    def loss(params: Params, key: Array, step: Array) -> Array:
         rows = jax.random.randint(key, (batch_size,), 0, len(samples))
         return -density.log_prob(params, samples[rows]).mean()
 
@@ -90,6 +90,7 @@ def to_log_density(
     num_steps: int = 2000,
     batch_size: int = 256,
     learning_rate: float = 3e-3,
+    annealing_steps: int = 0,
 ) -> Fit:
     """Variational inference: minimises KL(q || p), with gradients through q's samples.
 
@@ -101,18 +102,30 @@ def to_log_density(
       num_steps: steps of Adam, with a cosine decay of the rate to zero.
       batch_size: samples a step.
       learning_rate: the rate at the start.
+      annealing_steps: steps until log p counts in full; its weight rises linearly from 1/10, so
+        that q spreads over separate modes before it fits them (Rezende and Mohamed, 2015, eq. 20,
+        https://arxiv.org/abs/1505.05770).
 
     Returns:
-      `Fit`; a loss is the batch's mean of log q - log p, at least -log Z on average.
+      `Fit`; a loss is the batch's mean of log q - weight log p, after the annealing at least -log Z
+      on average.
 
     Raises:
-      ValueError: if a number is not positive, or log_density returns another shape.
+      ValueError: if a number is not positive (annealing_steps: negative, or not below num_steps),
+        or log_density returns another shape.
     """
 
-    def loss(params: Params, key: Array) -> Array:
-        return -_log_weights(density, params, key, log_density, batch_size).mean()
+    def loss(params: Params, key: Array, step: Array) -> Array:
+        weight = jnp.minimum(0.1 + 0.9 * step / annealing_steps, 1.0) if annealing_steps else 1.0
+        log_p, log_q = _log_densities(density, params, key, log_density, batch_size)
+        return (log_q - weight * log_p).mean()
 
-    _check_positive("to_log_density", batch_size=batch_size)
+    _check_positive("to_log_density", num_steps=num_steps, batch_size=batch_size)
+    if not 0 <= annealing_steps < num_steps:
+        raise ValueError(
+            f"to_log_density: annealing_steps must be from 0 to num_steps - 1 = {num_steps - 1}, "
+            f"got {annealing_steps}"
+        )
     return _minimise(loss, params, key, num_steps, learning_rate)
 
 
@@ -136,16 +149,17 @@ def evidence(
     """
     if num_samples < 2:
         raise ValueError(f"evidence: num_samples must be 2 or more, got {num_samples}")
-    log_weights = _log_weights(density, params, key, log_density, num_samples)
+    log_p, log_q = _log_densities(density, params, key, log_density, num_samples)
+    log_weights = log_p - log_q
     log_z = jax.nn.logsumexp(log_weights) - math.log(num_samples)
     relative_spread = jnp.exp(log_weights - log_z).std(ddof=1)
     return Evidence(log_z, relative_spread / math.sqrt(num_samples), log_weights.mean())
 
 
-def _log_weights(
+def _log_densities(
     density: Density, params: Params, key: Array, log_density: LogDensity, num_samples: int
-) -> Array:
-    """Log p(x) - log q(x) at samples x of q, `[num_samples]`."""
+) -> tuple[Array, Array]:
+    """Log p(x) and log q(x) at samples x of q, each `[num_samples]`."""
     x, log_prob = density.sample_and_log_prob(params, key, (num_samples,))
     target = log_density(x)
     if jnp.shape(target) != (num_samples,):
@@ -153,11 +167,11 @@ def _log_weights(
             f"log_density: expected {num_samples} values, [{num_samples}], for an x of shape "
             f"{x.shape}, got {jnp.shape(target)}; sum over the event's axes only"
         )
-    return target - log_prob
+    return target, log_prob
 
 
 def _minimise(
-    loss: Callable[[Params, Array], Array],
+    loss: Callable[[Params, Array, Array], Array],
     params: Params,
     key: Array,
     num_steps: int,
@@ -166,16 +180,17 @@ def _minimise(
     _check_positive("fit", num_steps=num_steps, learning_rate=learning_rate)
     optimizer = adam(learning_rate, num_steps)
 
-    def step(carry, key):
+    def step(carry, key_and_step):
         params, opt_state = carry
-        value, gradient = jax.value_and_grad(loss)(params, key)
+        value, gradient = jax.value_and_grad(loss)(params, *key_and_step)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), value
 
     @jax.jit
     def run(params: Params, key: Array) -> Fit:
         start = params, optimizer.init(params)
-        (params, _), losses = jax.lax.scan(step, start, jax.random.split(key, num_steps))
+        keys_and_steps = jax.random.split(key, num_steps), jnp.arange(num_steps)
+        (params, _), losses = jax.lax.scan(step, start, keys_and_steps)
         return Fit(params, losses)
 
     return run(params, key)

@@ -39,7 +39,7 @@ def epoch(led, optimizer):
     return training.make_epoch(led, optimizer, 6)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fresh(led, optimizer):
     return lambda: training.init_state(led, optimizer, KEY, DATA)
 
@@ -199,9 +199,16 @@ DAMAGES = [truncate_arrays, flip_bits, truncate_record, edit_record, write_nonse
 DAMAGES += [delete_arrays, delete_record, delete_everything, swell]
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, fresh):
+    directory = tmp_path_factory.mktemp("saved")
+    save(directory, (1, fresh()), (2, fresh()))
+    return directory
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, fresh, caplog, damage):
-    save(tmp_path, (1, fresh()), (2, fresh()))
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, saved, fresh, caplog, damage):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / "2")
     found = restore(tmp_path, fresh)
     assert found.path == tmp_path / "1" and found.meta == {"step": 1}
@@ -209,8 +216,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, fresh, caplo
     damage(tmp_path / "1")
     with pytest.raises(ValueError, match="all 2 checkpoints in .* are damaged"):
         restore(tmp_path, fresh)
+
+
+def test_a_run_that_goes_on_from_the_one_before_overwrites_a_damaged_one(tmp_path, saved, fresh):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "1")
-    save(tmp_path, (1, fresh()))  # As a run does that went on from the one before.
+    truncate_arrays(tmp_path / "2")
+    save(tmp_path, (1, fresh()))
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 

@@ -81,6 +81,23 @@ def test_evidence_of_a_mixture_by_a_flexible_flow():
     assert -0.9 < estimate.elbo < -0.7
 
 
+def test_annealing_raises_the_weight_of_the_target_from_a_tenth_to_one():
+    base = densities.standard_normal((2,))
+
+    def losses(annealing_steps):
+        return fit.to_log_density(
+            base,
+            (),
+            KEY,
+            lambda x: jnp.full(len(x), 10.0),
+            num_steps=5,
+            annealing_steps=annealing_steps,
+        ).losses
+
+    missing = (losses(3) - losses(0)) / 10
+    np.testing.assert_allclose(missing, [0.9, 0.6, 0.3, 0, 0], atol=1e-5)
+
+
 def test_evidence_is_exact_where_the_density_is_the_target():
     density = affine_density()
     params = randomise(density.init(KEY, jnp.zeros(2)))
@@ -123,6 +140,10 @@ def test_other_wrong_arguments():
         fit.to_samples(base, (), KEY, normal((0, 2)))
     with pytest.raises(ValueError, match="num_samples must be 2 or more, got 1"):
         fit.evidence(base, (), KEY, unnormalised, 1)
+    for steps in (-1, 4):
+        message = f"annealing_steps must be from 0 to num_steps - 1 = 3, got {steps}"
+        with pytest.raises(ValueError, match=message):
+            fit.to_log_density(base, (), KEY, unnormalised, num_steps=4, annealing_steps=steps)
     message = r"expected 7 values, \[7\], for an x of shape \(7, 2\), got \(7, 2\)"
     with pytest.raises(ValueError, match=message):
         fit.to_log_density(base, (), KEY, lambda x: -(x**2), batch_size=7)

@@ -53,7 +53,7 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
         return pure(network(x))[0](key, x, context)
 
     def apply(params: Params, x: Array, context: Array | None = None):
-        y, log_det = transformer.apply(raw(params, x, context), x)
+        y, log_det = _transform(transformer.apply, raw(params, x, context), x)
         return y, log_det.sum(-1)
 
     def incremental(params: Params, x: Array, context: Array | None):
@@ -73,7 +73,7 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
             x, cache = carry
             entry_raw, cache = step(cache, x, i)
             entry = jax.lax.dynamic_slice_in_dim(y, i, 1, -1)
-            entry, log_det = transformer.inverse(entry_raw, entry)
+            entry, log_det = _transform(transformer.inverse, entry_raw, entry)
             return (jax.lax.dynamic_update_slice_in_dim(x, entry, i, -1), cache), log_det[..., 0]
 
         # Later entries stay zero until their turn: finite, whatever they will depend on.
@@ -82,6 +82,18 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
         return x, log_dets.sum(0)
 
     return Flow(init, apply, inverse)
+
+
+def _transform(
+    transform: Callable[[Array, Array], tuple[Array, Array]], raw: Array, x: Array
+) -> tuple[Array, Array]:
+    """`transform`; short events with the batch as the last axis, which vectorizes on a CPU."""
+    if x.shape[-1] >= 16:
+        return transform(raw, x)
+    raw, entries = jnp.moveaxis(raw, (-1, -2), (0, 1)), jnp.moveaxis(x, -1, 0)
+    outputs = transform(raw.reshape(*raw.shape[:2], -1), entries.reshape(len(entries), -1))
+    y, log_det = (jnp.moveaxis(out.reshape(entries.shape), 0, -1) for out in outputs)
+    return y, log_det
 
 
 def iaf(

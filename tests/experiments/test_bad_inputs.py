@@ -19,7 +19,8 @@ from experiments.config import Config
 from experiments.run import run
 from led_jax.data.binarized_mnist import CACHE, PUBLISHED
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
+# One worker, so that what the tests share is made once.
+pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.xdist_group("bad_inputs")]
 
 SERVER = """
 import contextlib, importlib, io, json, sys, traceback

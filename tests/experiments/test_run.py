@@ -15,7 +15,8 @@ from experiments.fit import make_task
 from experiments.run import load_run, run
 from led_jax import checkpoints, data, training
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
+# One worker, so that what the tests share is made once.
+pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.xdist_group("run")]
 
 TINY = Config(
     epochs=6,

@@ -8,7 +8,8 @@ from experiments import sweep as sweep_module
 from experiments.config import Config
 from experiments.sweep import TABLES, Cell, sweep, to_markdown
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
+# One worker, so that what the tests share is made once.
+pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.xdist_group("sweep")]
 
 TINY = Config(epochs=1, latent_dim=3, prior_depth=0, prior_hidden=(4,), nll_samples=3)
 

@@ -9,6 +9,7 @@ from support import KEY
 
 from experiments import targets, universality
 from experiments.universality import Capacity, Cell
+from led_jax import fit
 
 TINY = Capacity(1, (4,), 3)
 LINE = targets.gaussian_mixture("one", np.array([[1.0, -0.5]]), 0.8)
@@ -56,6 +57,7 @@ def test_divergences_of_known_flows(monkeypatch, direction):
 
 @pytest.mark.parametrize("direction", universality.DIRECTIONS)
 def test_side_by_side_a_flow_is_fitted_as_if_alone(monkeypatch, direction):
+    monkeypatch.setattr(universality, "RESTARTS", {"forward": 1, "reverse": 1})
     together = Cell(2, direction, "affine", TINY)
     samples = universality.target_samples(together.targets, jax.random.key(3), 500)
     both = universality.fit_cell(together, KEY, samples, 20)
@@ -64,6 +66,23 @@ def test_side_by_side_a_flow_is_fitted_as_if_alone(monkeypatch, direction):
     for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a[0], b[0], rtol=1e-4, atol=1e-5)
         assert a.size == 0 or np.abs(a[1] - b[0]).max() > 1e-3
+
+
+def test_of_the_restarts_the_best_is_kept(monkeypatch):
+    shift = np.array([3.0, 0.0, 0.0, 3.0])  # Flows 0 and 2 are of one target, 1 and 3 of the other.
+    fitted = []
+
+    def spoil_two(density, params, *args, **kwargs):
+        def move(leaf):
+            return leaf + shift.reshape(-1, *[1] * (leaf.ndim - 1))
+
+        fitted.append(jax.tree.map(move, params))
+        return fit.Fit(fitted[0], jnp.zeros(1))
+
+    monkeypatch.setattr(universality.fit, "to_log_density", spoil_two)
+    kept = universality.fit_cell(Cell(2, "reverse", "affine", TINY), KEY, jnp.zeros((1, 2, 2)), 10)
+    expected = jax.tree.map(lambda leaf: leaf[np.array([2, 1])], fitted[0])
+    jax.tree.map(np.testing.assert_array_equal, kept, expected)
 
 
 def test_a_run_writes_numbers_and_a_figure(monkeypatch, tmp_path):
