@@ -19,8 +19,7 @@ from experiments.config import Config
 from experiments.run import run
 from led_jax.data.binarized_mnist import CACHE, PUBLISHED
 
-# One worker, so that what the tests share is made once.
-pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.xdist_group("bad_inputs")]
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 SERVER = """
 import contextlib, importlib, io, json, sys, traceback

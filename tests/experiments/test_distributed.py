@@ -12,8 +12,7 @@ from support import free_port
 from experiments.config import Config
 from experiments.run import run
 
-# One worker, so that what the tests share is made once.
-pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.xdist_group("distributed")]
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 TINY = Config(epochs=2, latent_dim=3, prior_depth=1, prior_hidden=(4,), nll_samples=5)
 FLAGS = TINY.to_command().split()[3:]

@@ -15,8 +15,7 @@ from experiments.fit import make_task
 from experiments.run import load_run, run
 from led_jax import checkpoints, data, training
 
-# One worker, so that what the tests share is made once.
-pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.xdist_group("run")]
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 TINY = Config(
     epochs=6,

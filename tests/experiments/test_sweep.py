@@ -8,8 +8,7 @@ from experiments import sweep as sweep_module
 from experiments.config import Config
 from experiments.sweep import TABLES, Cell, sweep, to_markdown
 
-# One worker, so that what the tests share is made once.
-pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.xdist_group("sweep")]
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 TINY = Config(epochs=1, latent_dim=3, prior_depth=0, prior_hidden=(4,), nll_samples=3)
 

@@ -12,12 +12,7 @@ from led_jax import flows
 
 
 def parametrize_cases(cases):
-    """By case, each in one worker: what is compiled for a case is compiled once."""
-    return pytest.mark.parametrize(
-        "case",
-        [pytest.param(case, marks=pytest.mark.xdist_group(case.name)) for case in cases],
-        ids=lambda case: case.name,
-    )
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
 every_case = parametrize_cases(CASES)
