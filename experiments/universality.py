@@ -101,19 +101,20 @@ class Cell(NamedTuple):
         return densities.transformed(densities.uniform((size,)), flows.chain(probit(), flow))
 
 
-# The flows of a cell lie side by side on `[..., targets, D]`: one loop fits them all. Their losses
-# add up and Adam treats every parameter by itself, so each flow is fitted as if it were alone.
+# The flows of a cell, those of one restart after those of another, lie side by side on
+# `[..., flows, D]`: one loop fits them all. Their losses add up and Adam treats every parameter by
+# itself, so each flow is fitted as if it were alone.
 
 
 def log_prob(density: Density, params: Any, x: Array) -> Array:
-    """Each flow's log-density at its own points x `[..., targets, D]`."""
+    """Each flow's log-density at its own points x `[..., flows, D]`."""
     return jax.vmap(density.log_prob, (0, -2), -1)(params, x)
 
 
 def sample_and_log_prob(
     density: Density, params: Any, key: Array, sample_shape: tuple[int, ...]
 ) -> tuple[Array, Array]:
-    """Samples `[..., targets, D]` of each flow and their log-densities `[..., targets]`."""
+    """Samples `[..., flows, D]` of each flow and their log-densities `[..., flows]`."""
     keys = jax.random.split(key, len(jax.tree.leaves(params)[0]))
     return jax.vmap(
         lambda params, key: density.sample_and_log_prob(params, key, sample_shape),
@@ -135,7 +136,11 @@ def target_samples(targets: Sequence[Target], key: Array, n: int) -> Array:
 
 
 def fit_cell(cell: Cell, key: Array, samples: Array, num_steps: int) -> Any:
-    """Fits the flows of a cell; returns their parameters, stacked. Samples are the targets'."""
+    """Fits the flows of a cell to samples of the targets, or to their log-densities.
+
+    Returns:
+      Parameters, stacked: of each target's flows the best one's.
+    """
     restarts, density = RESTARTS[cell.direction], cell.density
     init_key, fit_key, choice_key = jax.random.split(key, 3)
     keys = jax.random.split(init_key, restarts * len(cell.targets))
@@ -164,12 +169,13 @@ def fit_cell(cell: Cell, key: Array, samples: Array, num_steps: int) -> Any:
         **options,
     ).params
     # Of each target's flows the best by its own loss, which needs no sample of the target.
-    losses = reverse_log_ratios(density, cell.targets, params, choice_key).mean(0)
+    log_ratios = jax.jit(partial(reverse_log_ratios, density, cell.targets))(params, choice_key)
+    losses = log_ratios.mean(0)
+    losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)  # argmin would choose it.
     best = losses.reshape(restarts, -1).argmin(0) * len(cell.targets) + np.arange(len(cell.targets))
     return jax.tree.map(lambda leaf: leaf[best], params)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def reverse_log_ratios(
     density: Density, targets: tuple[Target, ...], params: Any, key: Array
 ) -> Array:
@@ -186,7 +192,7 @@ def divergences(
         log_probs = jax.jit(partial(log_prob, cell.density))(params, samples)
         log_ratios = target_log_prob(cell.targets, samples) - log_probs
     else:
-        log_ratios = reverse_log_ratios(cell.density, cell.targets, params, key)
+        log_ratios = jax.jit(partial(reverse_log_ratios, cell.density, cell.targets))(params, key)
     terms = np.asarray(log_ratios, np.float64)
     return terms.mean(0), terms.std(0, ddof=1) / len(terms) ** 0.5
 
@@ -199,7 +205,7 @@ def picture(cell: Cell, params: Any, grid: np.ndarray) -> np.ndarray:
 
 
 def run(fast: bool, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
-    """Fits every cell, in a hurry the smallest in the plane; draws the figure, returns numbers."""
+    """Fits every cell (`fast`: the smallest, in the plane), draws the figure, returns numbers."""
     capacities, num_steps = (CAPACITIES[:1], 100) if fast else (CAPACITIES, NUM_STEPS)
     suites = {2: SUITES[2]} if fast else SUITES
     axis = np.linspace(-3.5, 3.5, 120, dtype=np.float32)
@@ -255,7 +261,7 @@ def run(fast: bool, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
         "num_steps": num_steps,
         "batch_sizes": BATCH_SIZES,
         "learning_rates": LEARNING_RATES,
-        "annealed": ANNEALED,
+        "annealed_share": ANNEALED,
         "restarts": RESTARTS,
     }
 

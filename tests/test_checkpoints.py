@@ -218,10 +218,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, saved, fresh
         restore(tmp_path, fresh)
 
 
-def test_a_run_that_goes_on_from_the_one_before_overwrites_a_damaged_one(tmp_path, saved, fresh):
+@pytest.mark.parametrize("damage", [truncate_arrays, delete_record, delete_everything])
+def test_a_run_that_goes_on_from_the_one_before_overwrites_a_damaged_one(
+    tmp_path, saved, fresh, damage
+):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "1")
-    truncate_arrays(tmp_path / "2")
+    damage(tmp_path / "2")
     save(tmp_path, (1, fresh()))
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 

@@ -87,9 +87,14 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
 def _transform(
     transform: Callable[[Array, Array], tuple[Array, Array]], raw: Array, x: Array
 ) -> tuple[Array, Array]:
-    """`transform`; short events with the batch as the last axis, which vectorizes on a CPU."""
+    """`transform`, for short events, or one entry, with the batch as the last axis.
+
+    That is faster on a CPU, and allowed as it is elementwise in whatever is not the parameters'
+    axis, the last but one.
+    """
     if x.shape[-1] >= 16:
         return transform(raw, x)
+    raw = jnp.broadcast_to(raw, (*x.shape[:-1], *raw.shape[-2:]))
     raw, entries = jnp.moveaxis(raw, (-1, -2), (0, 1)), jnp.moveaxis(x, -1, 0)
     outputs = transform(raw.reshape(*raw.shape[:2], -1), entries.reshape(len(entries), -1))
     y, log_det = (jnp.moveaxis(out.reshape(entries.shape), 0, -1) for out in outputs)

@@ -155,10 +155,9 @@ def repeat(
                 params, layer_constants = params_and_constants
                 return getattr(make(layer_constants), direction)(params, x, context)
 
-            # Kept for the gradient are the layers' matrix products, in a deep stack, which has many
-            # times as many, its layers' inputs alone; the rest is computed again.
-            policy = jax.checkpoint_policies.dots_saveable if depth <= 16 else None
-            body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+            # Kept for the gradient are the layers' inputs alone; the rest, many times larger in a
+            # deep stack, is computed again.
+            body = jax.checkpoint(body, prevent_cse=False)
             x, log_dets = jax.lax.scan(body, x, (params, constants), depth, reverse)
             return x, log_dets.sum(0)
 

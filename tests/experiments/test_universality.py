@@ -69,13 +69,16 @@ def test_side_by_side_a_flow_is_fitted_as_if_alone(monkeypatch, direction):
 
 
 def test_of_the_restarts_the_best_is_kept(monkeypatch):
-    shift = np.array([3.0, 0.0, 0.0, 3.0])  # Flows 0 and 2 are of one target, 1 and 3 of the other.
+    shift = np.array(
+        [np.nan, 0.0, 0.0, 3.0]
+    )  # Flows 0 and 2 are of one target, 1 and 3 of the other.
     fitted = []
 
     def spoil_two(density, params, *args, **kwargs):
         def move(leaf):
             return leaf + shift.reshape(-1, *[1] * (leaf.ndim - 1))
 
+        assert kwargs["annealing_steps"] == 3 and kwargs["learning_rate"] == 5e-3
         fitted.append(jax.tree.map(move, params))
         return fit.Fit(fitted[0], jnp.zeros(1))
 
@@ -87,10 +90,11 @@ def test_of_the_restarts_the_best_is_kept(monkeypatch):
 
 def test_a_run_writes_numbers_and_a_figure(monkeypatch, tmp_path):
     monkeypatch.setattr(universality, "TRANSFORMERS", ("affine", "rational_quadratic"))
+    monkeypatch.setattr(universality, "SUITES", {2: (LINE, PAIR), 8: (targets.funnel(8),)})
     result = universality.run(True, 0, tmp_path)
     assert (tmp_path / "universality.png").stat().st_size > 1000
     assert json.loads(json.dumps(result)) is not None
-    assert len(result["fits"]) == 2 * 2 * 2
+    assert len(result["fits"]) == 2 * 2 * 2  # None of the funnel in 8 dimensions.
     for record in result["fits"]:
         assert record["kl_se"] > 0 and np.isfinite(record["kl"])
         kl = result["largest_kl"][record["target"]]
