@@ -74,7 +74,7 @@ def probit() -> Flow:
 
 
 class Cell(NamedTuple):
-    """Flows of one kind, one fitted to each target of a suite, or several of which one is kept."""
+    """Flows of one kind, one fitted to each target of a suite."""
 
     event_size: int
     direction: str
@@ -188,12 +188,14 @@ def divergences(
     cell: Cell, params: Any, key: Array, samples: Array
 ) -> tuple[np.ndarray, np.ndarray]:
     """KL(p || q), or KL(q || p), of every target with its standard error, on other samples."""
-    if cell.direction == "forward":
-        log_probs = jax.jit(partial(log_prob, cell.density))(params, samples)
-        log_ratios = target_log_prob(cell.targets, samples) - log_probs
-    else:
-        log_ratios = jax.jit(partial(reverse_log_ratios, cell.density, cell.targets))(params, key)
-    terms = np.asarray(log_ratios, np.float64)
+
+    @jax.jit
+    def log_ratios(params: Any, key: Array) -> Array:
+        if cell.direction == "forward":
+            return target_log_prob(cell.targets, samples) - log_prob(cell.density, params, samples)
+        return reverse_log_ratios(cell.density, cell.targets, params, key)
+
+    terms = np.asarray(log_ratios(params, key), np.float64)
     return terms.mean(0), terms.std(0, ddof=1) / len(terms) ** 0.5
 
 

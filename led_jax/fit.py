@@ -103,8 +103,8 @@ def to_log_density(
       batch_size: samples a step.
       learning_rate: the rate at the start.
       annealing_steps: steps until log p counts in full; its weight rises linearly from 1/10, so
-        that q spreads over separate modes before it fits them (Rezende and Mohamed, 2015, eq. 20,
-        https://arxiv.org/abs/1505.05770).
+        that q spreads over separate modes before it fits them (as Rezende and Mohamed, 2015,
+        anneal, https://arxiv.org/abs/1505.05770).
 
     Returns:
       `Fit`; a loss is the batch's mean of log q - weight log p, after the annealing at least -log Z

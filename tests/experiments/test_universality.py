@@ -69,9 +69,8 @@ def test_side_by_side_a_flow_is_fitted_as_if_alone(monkeypatch, direction):
 
 
 def test_of_the_restarts_the_best_is_kept(monkeypatch):
-    shift = np.array(
-        [np.nan, 0.0, 0.0, 3.0]
-    )  # Flows 0 and 2 are of one target, 1 and 3 of the other.
+    # Flows 0 and 2 are of one target, 1 and 3 of the other.
+    shift = np.array([np.nan, 0.0, 0.0, 3.0])
     fitted = []
 
     def spoil_two(density, params, *args, **kwargs):
