@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from led_jax.numerics import log_sigmoid, softplus
+from led_jax.numerics import log_sigmoid, relu, softplus
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -28,3 +28,15 @@ def test_extremes_stay_finite_and_dtype_is_kept(dtype):
         assert value.dtype == slope.dtype == dtype
         assert np.isfinite(value.astype(jnp.float32)).all()
         assert np.isfinite(slope.astype(jnp.float32)).all()
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3, 8)])
+def test_relu_is_jax_s_in_value_and_both_modes_of_gradient(shape):
+    x, tangent = jax.random.normal(jax.random.key(0), (2, *shape))
+    x = x.at[..., 0].set(0)
+    for actual, expected in zip(
+        jax.jvp(relu, (x,), (tangent,)), jax.jvp(jax.nn.relu, (x,), (tangent,)), strict=True
+    ):
+        np.testing.assert_array_equal(actual, expected)
+    (actual,), (expected,) = (jax.vjp(f, x)[1](tangent) for f in (relu, jax.nn.relu))
+    np.testing.assert_array_equal(actual, expected)

@@ -45,6 +45,21 @@ def conditioners(params, marker):
     return found
 
 
+def masked_layer(layer, rows):
+    """A masked layer's dense kernel, from blocks of columns, with the bias."""
+    num_params, size = layer["bias"].shape
+    num_blocks = 1 + max(int(name.removeprefix("kernel_")) for name in layer if name != "bias")
+    kernel, start = np.zeros((rows, num_params, size), np.float32), 0
+    for i, width in enumerate(map(len, np.array_split(np.arange(size), num_blocks))):
+        if f"kernel_{i}" in layer:
+            block = np.array(layer[f"kernel_{i}"])
+            # Kernels are stored with their longer side last.
+            block = block if block.shape[1] == num_params * width else block.T
+            kernel[: len(block), :, start : start + width] = block.reshape(-1, num_params, width)
+        start += width
+    return {"kernel": kernel.reshape(rows, -1), "bias": layer["bias"]}
+
+
 def copy_to_torch(net, layers):
     """Our layers' parameters into a network's linear layers and convolutions, in order."""
     import torch
@@ -85,21 +100,6 @@ def test_torch_computes_the_same_bound(name):
     led, params = led_and_params(config)
     model = torch_led.TorchLED(config)
 
-    def unblocked(layer, rows, columns):
-        """A masked layer's dense kernel, from blocks of columns."""
-        shape = layer["bias"].shape
-        kernel, start = np.zeros((rows, *shape), np.float32), 0
-        for i, size in enumerate(map(len, np.array_split(np.arange(shape[1]), columns))):
-            block = layer.get(f"kernel_{i}")
-            if block is not None:
-                block = np.array(block).reshape(len(block), shape[0], size)
-                kernel[: len(block), :, start : start + size] = block
-            start += size
-        return {"kernel": kernel.reshape(rows, -1), "bias": layer["bias"]}
-
-    def num_blocks(layer):
-        return 1 + max(int(k.removeprefix("kernel_")) for k in layer if k != "bias")
-
     copy_to_torch(model.encoder, dense_layers(params["encoder"]))
     copy_to_torch(model.decoder, dense_layers(params["decoder"]))
     priors = conditioners(params["prior"], "Dense_0")
@@ -109,9 +109,7 @@ def test_torch_computes_the_same_bound(name):
     for layer, ours in zip(model.posterior, posteriors, strict=True):
         layers = [ours[f"_MaskedDense_{i}"] for i in range(len(ours))]
         sizes = [m.in_features for m in layer.net if isinstance(m, torch.nn.Linear)]
-        copy_to_torch(
-            layer.net, [unblocked(m, n, num_blocks(m)) for m, n in zip(layers, sizes, strict=True)]
-        )
+        copy_to_torch(layer.net, [masked_layer(m, n) for m, n in zip(layers, sizes, strict=True)])
     assert_same_terms(model, led, params, (0, 1))
 
 
@@ -156,9 +154,9 @@ def test_torch_computes_the_same_bound_with_convolutions(name):
         copy_to_torch(layer.down, [ours["Dense_0"], ours["Dense_1"]])
         copy_to_torch(layer.context, [ours["_ContextDense_0"]["Dense_0"]])
         pixel = ours["MADE_0"]
-        copy_to_torch(layer.pixel, [pixel["_MaskedDense_0"]])
+        copy_to_torch(layer.pixel, [masked_layer(pixel["_MaskedDense_0"], layer.pixel.in_features)])
         copy_to_torch(layer.pixel_context, [pixel["_ContextDense_0"]["Dense_0"]])
-        copy_to_torch(layer.out, [pixel["_MaskedDense_1"]])
+        copy_to_torch(layer.out, [masked_layer(pixel["_MaskedDense_1"], layer.out[0].in_features)])
     assert sum(p.numel() for p in model.parameters()) == sum(
         leaf.size for leaf in jax.tree.leaves(params)
     )
