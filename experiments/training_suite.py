@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ _STACKS = (
     *(dataclasses.replace(_MLP, prior_depth=depth) for depth in (4, 8, 12)),
     *(dataclasses.replace(_MLP, posterior_depth=depth) for depth in (4, 12)),
 )
-_COMPILE_DEPTHS = (4, 12, 64)  # 12 is the deepest stack that is unrolled
+_COMPILE_DEPTHS = (4, 12, 64)  # 12 is the deepest that is unrolled, of MADE
 _NLL_SAMPLES = {"prior12": 5000, "resconv": 500}
 
 
@@ -361,8 +362,9 @@ def _dataset() -> Dataset:
 @contextlib.contextmanager
 def _max_unroll(depth: int) -> Iterator[None]:
     """Sets the depth up to which stacks that are built meanwhile are unrolled."""
-    saved, base.MAX_UNROLL = base.MAX_UNROLL, depth
-    try:
+    # As an attribute of led_jax.flows, `coupling` is the function.
+    modules = base, importlib.import_module("led_jax.flows.coupling")
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(mock.patch.object(module, "MAX_UNROLL", depth))
         yield
-    finally:
-        base.MAX_UNROLL = saved

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -105,20 +106,22 @@ def repeat(
     depth: int,
     constants: Any = None,
     event_ndims: int = 1,
+    max_unroll: int | None = None,
 ) -> Flow:
     """A stack of `depth` layers of one shape, each with parameters of its own.
 
-    Equals `chain` of the layers, and gets the same parameters from the same key. Compile time is
-    bounded: beyond `MAX_UNROLL` layers the stack is a `lax.scan`.
+    Equals `chain` of the layers, and gets the same parameters from the same key. A layer is traced
+    once, and compile time is bounded: beyond `max_unroll` layers the stack is a `lax.scan`.
 
     Args:
       layer: a flow, or a function from one layer's constants to a flow.
       depth: number of layers; 0 gives the identity.
       constants: pytree of arrays `[depth, ...]`, one slice for each call of `layer`.
       event_ndims: number of event axes. Only the identity needs to be told.
+      max_unroll: depth of the deepest stack that is not a scan; `MAX_UNROLL` by default.
 
     Returns:
-      A flow whose parameters are a tuple of `depth` entries up to `MAX_UNROLL` layers, and beyond
+      A flow whose parameters are a tuple of `depth` entries up to `max_unroll` layers, and beyond
       that one entry's pytree with a leading axis of length `depth`.
 
     Raises:
@@ -133,9 +136,15 @@ def repeat(
     def make(layer_constants: Any) -> Flow:
         return layer if isinstance(layer, Flow) else layer(layer_constants)
 
-    if depth <= MAX_UNROLL:
+    if depth <= (MAX_UNROLL if max_unroll is None else max_unroll):
         slices = [jax.tree.map(operator.itemgetter(i), constants) for i in range(depth)]
-        return chain(*map(make, slices), event_ndims=event_ndims)
+
+        def traced_once(name: str) -> Callable[..., Any]:
+            return jax.jit(lambda constants, *args: getattr(make(constants), name)(*args))
+
+        functions = [traced_once(name) for name in Flow._fields]
+        layers = [Flow(*(partial(function, s) for function in functions)) for s in slices]
+        return chain(*layers, event_ndims=event_ndims)
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
         def body(x, key_and_constants):

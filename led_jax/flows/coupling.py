@@ -13,6 +13,9 @@ from led_jax.flows.permutations import permute, permute_by
 from led_jax.flows.transformers import Transformer, affine
 from led_jax.modules import pure
 
+# Deeper stacks compile faster scanned, and step as fast; see `repeat`.
+MAX_UNROLL = 4
+
 
 def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transformer = affine) -> Flow:
     """A coupling layer: y_a = x_a and y_b = transformer(x_b; conditioner(x_a)).
@@ -85,7 +88,12 @@ def real_nvp(
     passing = _passing(event_shape, depth, mask, seed, halves=not in_place)
     if in_place:
         passing[1::2] = ~passing[1::2]
-        stack = repeat(lambda mask: _couple_in_place(mask, network, transformer), depth, passing)
+        stack = repeat(
+            lambda mask: _couple_in_place(mask, network, transformer),
+            depth,
+            passing,
+            max_unroll=MAX_UNROLL,
+        )
         return flatten(stack, event_shape)
     layer = _couple_halves(size // 2, network, transformer)
     orders = np.argsort(~passing, -1, kind="stable")
@@ -95,7 +103,9 @@ def real_nvp(
     orders = np.stack([identity, *orders, identity])
     steps = np.stack([np.argsort(a)[b] for a, b in zip(orders, orders[1:], strict=False)])
     constants = steps[:-1], np.argsort(steps[:-1])
-    stack = repeat(lambda orders: chain(permute_by(*orders), layer), depth, constants)
+    stack = repeat(
+        lambda orders: chain(permute_by(*orders), layer), depth, constants, max_unroll=MAX_UNROLL
+    )
     return flatten(chain(stack, permute(steps[-1])), event_shape)
 
 

@@ -1,3 +1,5 @@
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,7 +188,11 @@ def test_distrax_computes_the_same_bound(name):
     key, x = jax.random.key(2), jnp.asarray(images())
     like = jax.eval_shape(model.init, key, x, key)["params"]
     layers = dense_layers(params["encoder"]) + dense_layers(params["decoder"])
-    for i, layer in enumerate(conditioners(params["prior"], "Dense_0")):
+    priors = conditioners(params["prior"], "Dense_0")
+    if len(priors) == 1:  # a scanned stack
+        layers_of = map(operator.itemgetter, range(config.prior_depth))
+        priors = [jax.tree.map(layer, priors[0]) for layer in layers_of]
+    for i, layer in enumerate(priors):
         order = np.argsort(~masks.random_half((50,), i // 2), kind="stable")[:: -1 if i % 2 else 1]
         passing, rest = order[:25], order[25:]
         first, last = dense_layers(layer)
