@@ -44,7 +44,12 @@ def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> 
 
 def reverse() -> Flow:
     """y_i = x_{D-1-i} on vectors `[..., D]`."""
-    return _reorder(lambda x: x[..., ::-1], lambda y: y[..., ::-1])
+    def flip(x: Array) -> Array:
+        # In one piece XLA would compute the entries in each layer again from all layers before it.
+        low, high = jnp.array_split(x, 2, -1)
+        return jnp.concatenate([high[..., ::-1], low[..., ::-1]], -1)
+
+    return _reorder(flip, flip)
 
 
 def _reorder(apply, inverse) -> Flow:
