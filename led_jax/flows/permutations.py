@@ -44,6 +44,7 @@ def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> 
 
 def reverse() -> Flow:
     """y_i = x_{D-1-i} on vectors `[..., D]`."""
+
     def flip(x: Array) -> Array:
         # In one piece XLA would compute the entries in each layer again from all layers before it.
         low, high = jnp.array_split(x, 2, -1)
