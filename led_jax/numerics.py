@@ -27,6 +27,8 @@ def relu(x: Array) -> Array:
 
     A network's products need the output for their gradients anyway, so the input need not be kept.
     """
+    if not x.ndim:
+        return jnp.maximum(x, 0)
     # In one piece XLA would keep the input all the same, and compute the output from it again.
     return jnp.concatenate([jnp.maximum(half, 0) for half in jnp.array_split(x, 2, -1)], -1)
 

@@ -30,10 +30,10 @@ def test_extremes_stay_finite_and_dtype_is_kept(dtype):
         assert np.isfinite(slope.astype(jnp.float32)).all()
 
 
-@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3, 8)])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (0, 4), (2, 3, 8)])
 def test_relu_is_jax_s_in_value_and_both_modes_of_gradient(shape):
     x, tangent = jax.random.normal(jax.random.key(0), (2, *shape))
-    x = x.at[..., 0].set(0)
+    x = x.at[..., :1].set(0) if x.ndim else x
     for actual, expected in zip(
         jax.jvp(relu, (x,), (tangent,)), jax.jvp(jax.nn.relu, (x,), (tangent,)), strict=True
     ):

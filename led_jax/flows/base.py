@@ -12,9 +12,9 @@ from jax import Array
 
 Params = Any
 
-# Stacks up to this depth are unrolled, deeper ones are one `lax.scan` over stacked parameters.
-# Unrolled, MADE stacks step faster on a CPU (results/benchmark.md); scanned ones compile in a time
-# that does not depend on depth.
+# By default stacks up to this depth are unrolled, deeper ones are one `lax.scan` over stacked
+# parameters. Unrolled, MADE stacks step faster on a CPU (results/benchmark.md); scanned ones compile
+# in a time that does not depend on depth.
 MAX_UNROLL = 12
 
 
@@ -114,7 +114,8 @@ def repeat(
     once, and compile time is bounded: beyond `max_unroll` layers the stack is a `lax.scan`.
 
     Args:
-      layer: a flow, or a function from one layer's constants to a flow.
+      layer: a flow, or a function from one layer's constants to a flow. Its functions are traced
+        once for all layers, with constants that are traced arrays, too.
       depth: number of layers; 0 gives the identity.
       constants: pytree of arrays `[depth, ...]`, one slice for each call of `layer`.
       event_ndims: number of event axes. Only the identity needs to be told.
@@ -136,8 +137,11 @@ def repeat(
     def make(layer_constants: Any) -> Flow:
         return layer if isinstance(layer, Flow) else layer(layer_constants)
 
+    slices = [jax.tree.map(operator.itemgetter(i), constants) for i in range(depth)]
+    for layer_constants in slices:
+        make(layer_constants)  # Raises what it has to say of them while they are concrete.
+
     if depth <= (MAX_UNROLL if max_unroll is None else max_unroll):
-        slices = [jax.tree.map(operator.itemgetter(i), constants) for i in range(depth)]
 
         def traced_once(name: str) -> Callable[..., Any]:
             return jax.jit(lambda constants, *args: getattr(make(constants), name)(*args))

@@ -96,6 +96,31 @@ def test_repeat_gives_each_layer_its_constants(monkeypatch):
         assert log_det.shape == () and log_det == 0
 
 
+@pytest.mark.parametrize("depth", [2, 20])
+def test_repeat_says_at_once_what_is_wrong_with_constants(depth):
+    with pytest.raises(ValueError, match="permute: expected a permutation"):
+        flows.repeat(flows.permute, depth, np.zeros((depth, 2), int))
+
+
+@pytest.mark.parametrize(("max_unroll", "stacked"), [(None, False), (2, True), (3, False)])
+def test_repeat_traces_a_layer_once(max_unroll, stacked):
+    calls = []
+
+    def apply(params, x, context=None):
+        calls.append(x.shape)
+        return 2 * x, jnp.zeros(x.shape[:-1])
+
+    one = flows.Flow(lambda key, x, context=None: jnp.zeros(2), apply, apply)
+    flow = flows.repeat(one, 3, max_unroll=max_unroll)
+    params = flow.init(KEY, jnp.ones(4))
+    assert jax.tree.map(jnp.shape, params) == ((3, 2) if stacked else ((2,),) * 3)
+    calls.clear()
+    np.testing.assert_array_equal(
+        jax.jit(flow.apply)(params, jnp.ones((5, 4)))[0], 8 * np.ones((5, 4))
+    )
+    assert calls == [(5, 4)]
+
+
 def test_program_does_not_grow_with_depth():
     def program_size(depth):
         flow = flows.iaf((4,), depth, hidden=(5,))
