@@ -13,8 +13,8 @@ from jax import Array
 Params = Any
 
 # By default stacks up to this depth are unrolled, deeper ones are one `lax.scan` over stacked
-# parameters. Unrolled, MADE stacks step faster on a CPU (results/benchmark.md); scanned ones compile
-# in a time that does not depend on depth.
+# parameters. Unrolled, MADE stacks step faster on a CPU (results/benchmark.md); scanned ones
+# compile in a time that does not depend on depth.
 MAX_UNROLL = 12
 
 
