@@ -13,7 +13,7 @@ from led_jax.flows.permutations import permute, permute_by
 from led_jax.flows.transformers import Transformer, affine
 from led_jax.modules import pure
 
-# Deeper stacks compile faster scanned, and step as fast; see `repeat`.
+# Deeper stacks compile faster scanned, and step about as fast; see `repeat`.
 MAX_UNROLL = 4
 
 
