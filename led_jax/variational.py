@@ -1,6 +1,6 @@
 """Fits a density to samples or to an unnormalised log-density: variational inference, no VAE.
 
-Both ways take a density, parameters to start from and a key, and run in one compiled loop.
+Both ways take a density, parameters to start from and a key, and train by `training.epochs`.
 """
 
 import math
@@ -9,26 +9,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
+from led_jax.data import Dataset
 from led_jax.densities import Density
-from led_jax.training import adam
+from led_jax.objectives import Objective, maximum_likelihood
+from led_jax.training import Progress, adam, fit
 
 Params = Any
 LogDensity = Callable[[Array], Array]
+Callback = Callable[[Progress], object]
+
+_STEPS_AN_EPOCH = 100
+"""Steps between records, where there are no rows to pass over."""
 
 
 class Fit(NamedTuple):
     """A fitted density's parameters.
 
     Attributes:
-      params: the parameters after the last step.
-      losses: `[num_steps]`, the loss of each step's batch in nats.
+      params: by maximum likelihood those of the best epoch on the held-out samples, else the last.
+      losses: `[num_epochs]`, the mean loss of each epoch's steps in nats.
+      valid_losses: `[num_epochs]`, the mean loss of the samples held out; empty without any.
     """
 
     params: Params
-    losses: Array
+    losses: np.ndarray
+    valid_losses: np.ndarray
 
 
 class Evidence(NamedTuple):
@@ -49,36 +58,70 @@ def to_samples(
     density: Density,
     params: Params,
     key: Array,
-    samples: Array,
+    samples: Array | np.ndarray,
     *,
     num_steps: int = 2000,
     batch_size: int = 256,
     learning_rate: float = 3e-3,
+    valid_fraction: float = 0.1,
+    patience: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    callback: Callback = lambda progress: None,
 ) -> Fit:
     """Maximum likelihood: minimises KL(p || q) up to the constant entropy of p.
+
+    A part of the samples is held out, and the parameters that score it best are returned: a flexible
+    flow fits a few hundred rows far too closely otherwise.
 
     Args:
       density: q, whose `log_prob` should be its cheap direction.
       params: parameters to start from.
-      key: PRNG key of the batches.
+      key: PRNG key of the part held out and of the batches.
       samples: draws from p, `[n, *event_shape]`.
-      num_steps: steps of Adam, with a cosine decay of the rate to zero.
-      batch_size: samples a step, drawn with replacement.
-      learning_rate: the rate at the start.
+      num_steps: steps to train, to a whole number of passes over the samples.
+      batch_size: samples a step, at most all of them.
+      learning_rate: Adam's rate at the start of a cosine decay to zero.
+      valid_fraction: part of the samples to hold out; 0 holds none, and the last parameters count.
+      patience: passes without a better held-out score after which it stops; None never does.
+      optimizer: any optax transformation; None takes Adam at `learning_rate`.
+      callback: called with `training.Progress` after each pass.
 
     Returns:
       `Fit`; a loss is the batch's mean of -log q.
 
     Raises:
-      ValueError: if a number is not positive.
+      ValueError: if a number is not positive, or samples are not finite.
     """
-
-    def loss(params: Params, key: Array, step: Array) -> Array:
-        rows = jax.random.randint(key, (batch_size,), 0, len(samples))
-        return -density.log_prob(params, samples[rows]).mean()
-
-    _check_positive("to_samples", num_samples=len(samples), batch_size=batch_size)
-    return _minimise(loss, params, key, num_steps, learning_rate)
+    samples = np.asarray(samples)
+    samples = samples.astype(jnp.promote_types(samples.dtype, jnp.float32), copy=False)
+    _check_positive(
+        "to_samples", num_samples=len(samples), batch_size=batch_size, num_steps=num_steps
+    )
+    if not np.isfinite(samples).all():
+        rows = np.flatnonzero(~np.isfinite(samples).reshape(len(samples), -1).all(1))
+        raise ValueError(
+            f"to_samples: expected finite samples, got NaN or infinity in {len(rows)} rows, the "
+            f"first of them row {rows[0]}"
+        )
+    if not 0 <= valid_fraction < 1:
+        raise ValueError(f"to_samples: valid_fraction must be in [0, 1), got {valid_fraction}")
+    split_key, fit_key = jax.random.split(key)
+    samples = samples[np.asarray(jax.random.permutation(split_key, len(samples)))]
+    num_valid = int(valid_fraction * len(samples))
+    valid, train = samples[:num_valid], samples[num_valid:]
+    batch_size = min(batch_size, len(train))
+    return _fit(
+        density,
+        params,
+        fit_key,
+        Dataset("samples", train.shape[1:], train, valid, valid[:0], _as_they_are),
+        maximum_likelihood(),
+        num_epochs=max(1, round(num_steps * batch_size / len(train))),
+        batch_size=batch_size,
+        optimizer=optimizer or learning_rate,
+        patience=patience,
+        callback=callback,
+    )
 
 
 def to_log_density(
@@ -91,6 +134,8 @@ def to_log_density(
     batch_size: int = 256,
     learning_rate: float = 3e-3,
     annealing_steps: int = 0,
+    optimizer: optax.GradientTransformation | None = None,
+    callback: Callback = lambda progress: None,
 ) -> Fit:
     """Variational inference: minimises KL(q || p), with gradients through q's samples.
 
@@ -99,12 +144,14 @@ def to_log_density(
       params: parameters to start from.
       key: PRNG key of the samples.
       log_density: log p up to a constant, from `[n, *event_shape]` to `[n]`; differentiable.
-      num_steps: steps of Adam, with a cosine decay of the rate to zero.
+      num_steps: steps to train, to a whole number of hundreds where there are more than that.
       batch_size: samples a step.
-      learning_rate: the rate at the start.
+      learning_rate: Adam's rate at the start of a cosine decay to zero.
       annealing_steps: steps until log p counts in full; its weight rises linearly from 1/10, so
         that q spreads over separate modes before it fits them (as Rezende and Mohamed, 2015,
         anneal, https://arxiv.org/abs/1505.05770).
+      optimizer: any optax transformation; None takes Adam at `learning_rate`.
+      callback: called with `training.Progress` after every hundred steps.
 
     Returns:
       `Fit`; a loss is the batch's mean of log q - weight log p, after the annealing at least -log Z
@@ -115,10 +162,11 @@ def to_log_density(
         or log_density returns another shape.
     """
 
-    def loss(params: Params, key: Array, step: Array) -> Array:
+    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
         weight = jnp.minimum(0.1 + 0.9 * step / annealing_steps, 1.0) if annealing_steps else 1.0
-        log_p, log_q = _log_densities(density, params, key, log_density, batch_size)
-        return (log_q - weight * log_p).mean()
+        log_p, log_q = _log_densities(model, params, key, log_density, batch_size)
+        value = (log_q - weight * log_p).mean()
+        return value, {"log_prob": -value}
 
     _check_positive("to_log_density", num_steps=num_steps, batch_size=batch_size)
     if not 0 <= annealing_steps < num_steps:
@@ -126,7 +174,19 @@ def to_log_density(
             f"to_log_density: annealing_steps must be from 0 to num_steps - 1 = {num_steps - 1}, "
             f"got {annealing_steps}"
         )
-    return _minimise(loss, params, key, num_steps, learning_rate)
+    steps = min(num_steps, _STEPS_AN_EPOCH)
+    nothing = np.zeros((steps, 0), np.float32)  # A row without entries is a step.
+    return _fit(
+        density,
+        params,
+        key,
+        Dataset("nothing", (0,), nothing, nothing[:0], nothing[:0], _as_they_are),
+        Objective(lambda key, model, params, x: (), loss),
+        num_epochs=round(num_steps / steps),
+        batch_size=1,
+        optimizer=optimizer or learning_rate,
+        callback=callback,
+    )
 
 
 def evidence(
@@ -170,30 +230,50 @@ def _log_densities(
     return target, log_prob
 
 
-def _minimise(
-    loss: Callable[[Params, Array, Array], Array],
+def _as_they_are(key: Array, rows: Array) -> Array:
+    return rows
+
+
+def _fit(
+    density: Density,
     params: Params,
     key: Array,
-    num_steps: int,
-    learning_rate: float,
+    dataset: Dataset,
+    objective: Objective,
+    *,
+    num_epochs: int,
+    batch_size: int,
+    optimizer: optax.GradientTransformation | float,
+    patience: int | None = None,
+    callback: Callback,
 ) -> Fit:
-    _check_positive("fit", num_steps=num_steps, learning_rate=learning_rate)
-    optimizer = adam(learning_rate, num_steps)
+    if isinstance(optimizer, float | int):
+        _check_positive("fit", learning_rate=optimizer)
+        optimizer = adam(optimizer, num_epochs * (len(dataset.train) // batch_size))
+    losses = []
 
-    def step(carry, key_and_step):
-        params, opt_state = carry
-        value, gradient = jax.value_and_grad(loss)(params, *key_and_step)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
+    def record(progress: Progress) -> None:
+        losses.append(-progress.train["log_prob"])
+        callback(progress)
 
-    @jax.jit
-    def run(params: Params, key: Array) -> Fit:
-        start = params, optimizer.init(params)
-        keys_and_steps = jax.random.split(key, num_steps), jnp.arange(num_steps)
-        (params, _), losses = jax.lax.scan(step, start, keys_and_steps)
-        return Fit(params, losses)
+    def score(model: Any, params: Params, key: Array, x: Array) -> dict[str, Array]:
+        return {"log_prob": model.log_prob(params, x)}
 
-    return run(params, key)
+    progress = fit(
+        density._replace(init=lambda key, x, context=None: params),
+        optimizer,
+        dataset,
+        key,
+        num_epochs,
+        objective=objective,
+        batch_size=batch_size,
+        score=score,
+        select="log_prob",
+        patience=patience,
+        callback=record,
+    )
+    valid = [-r["valid_log_prob"] for r in progress.history]
+    return Fit(progress.params, np.array(losses), np.array(valid))
 
 
 def _check_positive(name: str, **numbers: float) -> None:
