@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -36,6 +37,20 @@ def relu(x: Array) -> Array:
 def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     y = relu(*primals)
     return y, jnp.where(y > 0, tangents[0], 0)
+
+
+def match_rank(x: Array | np.ndarray, ndim: int) -> Array:
+    """`x` with axes of length 1 in front, so that it has `ndim` axes.
+
+    With it, broadcasting `x` over batch axes is explicit, as `jax_numpy_rank_promotion="raise"`
+    asks for.
+    """
+    return jnp.expand_dims(x, tuple(range(ndim - x.ndim)))
+
+
+def widened(x: Array) -> Array:
+    """`x` in float32 where its dtype is narrower, for sums and differences that need the bits."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 def is_key(x: Any) -> bool:
