@@ -198,7 +198,7 @@ def to_log_density(
         density,
         params,
         key,
-        Dataset("nothing", (0,), nothing, nothing[:0], nothing[:0], _as_they_are),
+        Dataset("nothing", (0, 0), nothing, nothing[:0], nothing[:0], _as_they_are),
         Objective(lambda key, model, params, x: (), loss),
         num_epochs=round(num_steps / steps),
         batch_size=1,
@@ -230,7 +230,7 @@ def evidence(
         raise ValueError(f"evidence: num_samples must be 25 or more, got {num_samples}")
     log_p, log_q = _log_densities(density, params, key, log_density, num_samples)
     log_weights = np.asarray(log_p - log_q, np.float64)
-    log_z = logsumexp(log_weights) - math.log(num_samples)
+    log_z = np.logaddexp.reduce(log_weights) - math.log(num_samples)
     weights = np.exp(log_weights - log_z)
     k = pareto_k(log_weights)
     if not k <= 0.7:
@@ -241,7 +241,7 @@ def evidence(
             stacklevel=2,
         )
     return Evidence(
-        log_z=float(log_z),
+        log_z=log_z,
         standard_error=float(weights.std(ddof=1) / math.sqrt(num_samples)),
         elbo=float(log_weights.mean()),
         effective_sample_size=float(weights.sum() ** 2 / (weights**2).sum()),

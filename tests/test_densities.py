@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from support import KEY, assert_finite_where_representable, normal, randomise
+from support import KEY, assert_finite_where_representable, normal, random_params, randomise
 from support.cases import smooth_made, smooth_mlp
 
 from led_jax import densities, flows
@@ -146,7 +146,7 @@ def test_an_affine_flow_of_a_normal_is_scipys_normal(x64):
         flows.coupling(np.array([False, True, True]), linear, flows.additive),
     )
     density = densities.transformed(densities.standard_normal((3,)), flow)
-    params = randomise(density.init(KEY, normal((3,))), 0.5)
+    params = random_params(density.init, normal((3,)), scale=0.5)
     mean = flow.apply(params["flow"], jnp.zeros(3))[0]
     matrix = (flow.apply(params["flow"], jnp.eye(3))[0] - mean).T
     expected = scipy.stats.multivariate_normal(mean, matrix @ matrix.T)
@@ -162,7 +162,7 @@ def test_transformed_has_parameters_of_both():
     density, params = build(lambda: flows.actnorm(), densities.standard_normal)
     assert set(params) == {"base", "flow"}
     nested = densities.transformed(density, flows.actnorm())
-    params = randomise(nested.init(KEY, normal((5, 2))))
+    params = random_params(nested.init, normal((5, 2)))
     x = normal((4, 2), seed=5)
     once, first = flows.actnorm().inverse(params["flow"], x)
     twice, second = flows.actnorm().inverse(params["base"]["flow"], once)
@@ -214,7 +214,7 @@ def test_finite_far_out(base, name, dtype):
 def test_a_context_conditions_samples_and_scores_alike(x64, name):
     density = densities.transformed(densities.standard_normal((2,)), CONDITIONAL[name]())
     context = normal((4, 3), seed=3)
-    params = randomise(jax.jit(density.init)(KEY, normal((2,)), context[0]), 0.2)
+    params = random_params(density.init, normal((2,)), context[0], scale=0.1)
     sample = jax.jit(density.sample_and_log_prob, static_argnums=2)
     log_prob = jax.jit(density.log_prob)
     for sample_shape in ((), (5,), (2, 3)):
@@ -355,7 +355,7 @@ each = pytest.mark.parametrize("name", ALL)
 def made(name, dtype=jnp.float32):
     density, params = ALL[name]
     if params is None:
-        params = randomise(density.init(KEY, jnp.zeros(2)))
+        params = random_params(density.init, jnp.zeros(2))
     return density, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
@@ -417,7 +417,7 @@ def test_complex_numbers_are_refused(name):
 
 def test_contexts_come_through_the_same_door():
     density = densities.transformed(densities.standard_normal((2,)), CONDITIONAL["real_nvp"]())
-    params = randomise(jax.jit(density.init)(KEY, np.zeros(2), [0, 1, 2]))
+    params = random_params(density.init, np.zeros(2), [0, 1, 2])
     expected, scores = density.sample_and_log_prob(params, KEY, (), jnp.array([[0.0, 1, 2]]))
     for context in ([[0, 1, 2]], np.array([[0, 1, 2]]), np.array([[0.0, 1, 2]])):
         x, again = density.sample_and_log_prob(params, KEY, (), context)
