@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast
 def test_mlp_is_a_plain_network_with_a_linear_last_layer():
     network = networks.MLP((5, 4, 3))
     x = normal((2, 6, 7))
-    params = random_params(network.init, x, scale=["params"])
+    params = random_params(network.init, x)["params"]
     h = x
     for i in range(3):
         h = h @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"]
