@@ -7,7 +7,7 @@ import flax.linen as nn
 from jax import Array
 
 from led_jax.likelihoods import Likelihood, bernoulli
-from led_jax.modules import pure
+from led_jax.modules import pure_of_context
 from led_jax.networks import MLP, ResConvDecoder, features_down_to
 
 Params = Any
@@ -72,10 +72,10 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
       likelihood: what P outputs say of one entry.
       network: maps z to `[..., P * D]`, the first output of every entry first.
     """
-    init, outputs = pure(network)
+    init, outputs = pure_of_context(network)
 
     def raw(params: Params, z: Array, context: Array | None) -> Array:
-        out = outputs(params, z) if context is None else outputs(params, z, context)
+        out = outputs(params, z, context)
         size, rest = divmod(out.shape[-1], likelihood.num_params)
         if rest:
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 from jax import Array
 
-from led_jax.modules import pure
+from led_jax.modules import pure_of_context
 from led_jax.networks import MLP, ResConvEncoder, features_down_to
 
 Params = Any
@@ -77,10 +77,10 @@ def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None
       latent_dim: number of latent variables.
       context_dim: width of the context; None gives no context.
     """
-    init, network = pure(module)
+    init, network = pure_of_context(module)
 
     def apply(params: Params, x: Array, context: Array | None = None) -> Encoding:
-        out = network(params, x) if context is None else network(params, x, context)
+        out = network(params, x, context)
         expected = 2 * latent_dim + (context_dim or 0)
         if out.shape[-1] != expected:
             raise ValueError(f"encoder: expected {expected} outputs, the network has {out.shape}")

@@ -125,7 +125,7 @@ class ResConvDecoder(nn.Module):
 
 
 def with_context(x: Array, context: Array | None) -> Array:
-    """x `[..., K]` beside a context `[..., C]`, whose batch axes broadcast: `[..., K + C]`."""
+    """X `[..., K]` beside a context `[..., C]`, whose batch axes broadcast: `[..., K + C]`."""
     if context is None:
         return x
     batch_shape = jnp.broadcast_shapes(x.shape[:-1], context.shape[:-1])

@@ -1,11 +1,45 @@
 """Numerical building blocks that flows, densities and networks share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+
+
+def as_float(name: str, x: ArrayLike | Sequence[Any]) -> Array:
+    """An argument as an array of floats, whatever its caller holds.
+
+    Floats keep their dtype, as far as JAX's settings have it. Integers, bools and nested sequences
+    of numbers become the default float.
+
+    Args:
+      name: the argument, for the error.
+      x: numbers, as an array of JAX or NumPy, a scalar or nested sequences.
+
+    Raises:
+      ValueError: if x is complex, or does not hold numbers.
+    """
+    default = jnp.result_type(float)
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+        x = x.astype(default)  # JAX would wrap integers that have more bits than its own.
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: expected real numbers ({error})") from error
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool:
+        return x.astype(default)
+    raise ValueError(f"{name}: expected real numbers, got {x.dtype}")
+
+
+def wide(x: Array) -> Array:
+    """The floats x in float32 at least, in which half-precision numbers are summed."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def softplus(x: Array) -> Array:
