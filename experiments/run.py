@@ -12,9 +12,9 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
-from experiments import provenance
+from experiments import plots, provenance
 from experiments.config import Config, check_workdir, read_json, write_json
-from experiments.fit import (
+from experiments.trainer import (
     Stopped,
     Task,
     fit,
@@ -24,7 +24,7 @@ from experiments.fit import (
     stop_on_signal,
     stream,
 )
-from led_jax import objectives, parallel, plots
+from led_jax import objectives, parallel
 from led_jax.data import Dataset
 from led_jax.model import LED
 from led_jax.training import TrainState

@@ -20,11 +20,10 @@ import jax
 import tqdm
 from absl import app, flags
 
-from experiments import distributed
+from experiments import distributed, plots
 from experiments.config import Config, read_json, required_workdir, start, write_json
-from experiments.fit import Stopped
 from experiments.run import run
-from led_jax import plots
+from experiments.trainer import Stopped
 
 
 class Cell(NamedTuple):

@@ -10,7 +10,7 @@ from led_jax import data, flows
 
 PACKAGES = [led_jax, flows, data]
 MODULES = ["densities", "fit", "model", "networks", "numerics", "objectives", "training"]
-MODULES += ["checkpoints", "parallel", "plots"]
+MODULES += ["checkpoints", "parallel"]
 MODULES += [f"flows.{name}" for name in ("actnorm", "autoregressive", "base", "conditioners")]
 MODULES += [f"flows.{name}" for name in ("coupling", "masks", "permutations", "transformers")]
 

@@ -13,7 +13,7 @@ import pytest
 from support import assert_trees_equal
 
 from experiments.config import Config, read_config
-from experiments.fit import make_task
+from experiments.trainer import make_task
 from led_jax import checkpoints
 
 pytestmark = pytest.mark.usefixtures("fast_compile")

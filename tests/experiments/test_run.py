@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import fit
 from experiments import run as run_module
+from experiments import trainer
 from experiments.config import Config
-from experiments.fit import make_task
 from experiments.run import load_run, run
+from experiments.trainer import make_task
 from led_jax import checkpoints, data, training
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -128,7 +128,7 @@ def test_data_on_the_host_train_as_on_the_device(finished, tmp_path):
     pytest.importorskip("grain")
     workdir, result = finished
     config = dataclasses.replace(TINY, data_placement="host")
-    with mock.patch.object(fit, "BLOCK_STEPS", 5):  # Twelve steps: two whole blocks and a rest.
+    with mock.patch.object(trainer, "BLOCK_STEPS", 5):  # Twelve steps: two whole blocks and a rest.
         again = run(config, tmp_path / "h")
     assert again["nll"] == pytest.approx(result["nll"], rel=1e-5)
     histories = [
@@ -140,7 +140,7 @@ def test_data_on_the_host_train_as_on_the_device(finished, tmp_path):
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path, monkeypatch):
     mesh = mock.Mock(size=3)
-    monkeypatch.setattr(fit.parallel, "make_mesh", lambda devices: mesh)
+    monkeypatch.setattr(trainer.parallel, "make_mesh", lambda devices: mesh)
     with pytest.raises(ValueError, match="--batch_size=100 does not divide over 3 devices"):
         run(TINY, tmp_path / "i")
     assert not (tmp_path / "i").exists()

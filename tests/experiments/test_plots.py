@@ -2,7 +2,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from led_jax import plots
+from experiments import plots
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -5,9 +5,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import benchmark, flow_suite, training_suite
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import flow_suite, training_suite
+from experiments.benchmark.peers import Stack
 from experiments.config import Config
-from experiments.peers import Stack
 from led_jax.flows import base
 
 pytestmark = pytest.mark.usefixtures("fast_compile")

@@ -1,6 +1,6 @@
 r"""Figure 2: a LED fitted to a mixture of Gaussians, once with a learned prior, once with N(0, I).
 
-    python -m experiments.mixture --workdir=DIR [--fast]
+    python -m experiments.figures.mixture --workdir=DIR [--fast]
 
 Data and latent space are planes, so every density is computed on a grid: the exact NLL under the
 data's density, and KL(q(z) || p(z)) of the aggregated posterior over all training rows. Writes
@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments import figures, plane
-from experiments.plane import Grid
-from led_jax import LED, Flow, densities, objectives, plots, training
+from experiments import plots
+from experiments.figures import plane
+from experiments.figures.launch import define_flags, launch
+from experiments.figures.plane import Grid
+from experiments.plots import Panel
+from led_jax import LED, Flow, densities, objectives, training
 from led_jax.flows import real_nvp
-from led_jax.plots import Panel
 
 NUM_ROWS = 5000
 
@@ -134,5 +136,5 @@ def match(
 
 
 if __name__ == "__main__":
-    figures.define_flags()
-    figures.launch("mixture", "figure2", lambda fast, *args: run(FAST if fast else FULL, *args))
+    define_flags()
+    launch("mixture", "figure2", lambda fast, *args: run(FAST if fast else FULL, *args))

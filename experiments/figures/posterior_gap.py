@@ -1,12 +1,12 @@
 r"""Figure 1: what updating the prior alone does to the true posterior.
 
-    python -m experiments.posterior_gap --workdir=DIR [--fast]
+    python -m experiments.figures.posterior_gap --workdir=DIR [--fast]
 
 A LED with a latent plane is trained with the prior N(0, I); then encoder and decoder are held
 fixed and a Real NVP prior, the identity at first, is trained alone. True posteriors p(z|x) are
 computed on a grid before and after, and with them KL(q(z|x) || p(z|x)) = log p(x) - ELBO(x) of
-every test row: for the mixture of experiments.mixture and for the digits. Writes figure1.png and
-figure1.json. The last line on standard output is that JSON object.
+every test row: for the mixture of experiments.figures.mixture and for the digits. Writes
+figure1.png and figure1.json. The last line on standard output is that JSON object.
 """
 
 import math
@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from experiments import figures, plane
-from led_jax import LED, data, densities, networks, objectives, plots
+from experiments import plots
+from experiments.figures import plane
+from experiments.figures.launch import define_flags, launch
+from experiments.plots import Panel
+from led_jax import LED, data, densities, networks, objectives
 from led_jax.flows import chain, real_nvp
-from led_jax.plots import Panel
 from led_jax.training import TrainState
 
 NUM_SHOWN = 4
@@ -177,7 +179,5 @@ def run(setting: Setting, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    figures.define_flags()
-    figures.launch(
-        "posterior_gap", "figure1", lambda fast, *args: run(FAST if fast else FULL, *args)
-    )
+    define_flags()
+    launch("posterior_gap", "figure1", lambda fast, *args: run(FAST if fast else FULL, *args))

@@ -5,7 +5,7 @@ import scipy.stats
 from support import KEY
 from support.linear_gaussian import LED_MODEL, Truth, data
 
-from experiments import plane
+from experiments.figures import plane
 from led_jax import flows, training
 
 pytestmark = pytest.mark.usefixtures("fast_compile")

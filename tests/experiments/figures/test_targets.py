@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import targets, universality
+from experiments.figures import targets, universality
 
 TARGETS = [target for suite in universality.SUITES.values() for target in suite]
 each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.name}-{t.event_size}")

@@ -1,6 +1,6 @@
 r"""Splits the KL of trained runs into mutual information and the prior's distance from q(z).
 
-    python -m experiments.marginal_matching --runs=DIR,DIR --workdir=DIR [--fast]
+    python -m experiments.figures.marginal_matching --runs=DIR,DIR --workdir=DIR [--fast]
 
 E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z)), of which Huang et al. (2017), eq. 4, minimise
 the second term by learning the prior; q(z) is the aggregated posterior over the whole training
@@ -22,10 +22,11 @@ import tqdm
 from absl import flags
 from jax import Array
 
-from experiments import figures
+from experiments import plots
 from experiments.config import read_config, read_json
+from experiments.figures.launch import define_flags, launch
 from experiments.run import load_run
-from led_jax import LED, objectives, plots, training
+from led_jax import LED, objectives, training
 
 NUM_IMAGES = 8
 
@@ -134,10 +135,10 @@ def decode(led: LED, params: Any, key: Array, rows: Array) -> tuple[Array, Array
 
 
 if __name__ == "__main__":
-    figures.define_flags()
+    define_flags()
     flags.DEFINE_list("runs", [], "Directories of finished runs of experiments.train.")
     flags.DEFINE_string("data_dir", "", "Where the data are, if no longer where they were.")
-    figures.launch(
+    launch(
         "marginal_matching",
         "marginal_matching",
         lambda fast, seed, workdir: run(

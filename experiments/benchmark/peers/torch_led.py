@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.config import Config
-from experiments.peers import FEATURES, HIDDEN, PIXELS, RESCONV_HIDDEN, SIDE
-from experiments.peers.torch_layers import (
+from experiments.benchmark.peers import FEATURES, HIDDEN, PIXELS, RESCONV_HIDDEN, SIDE
+from experiments.benchmark.peers.torch_layers import (
     ConvCouplingLayer,
     CouplingLayer,
     Crop,
@@ -25,13 +24,14 @@ from experiments.peers.torch_layers import (
     mlp,
     up_block,
 )
+from experiments.config import Config
 from led_jax.flows import masks
 
 _DEFAULT_THREADS = torch.get_num_threads()
 
 
 def make_epochs(config: Config, data: np.ndarray) -> dict[str, Callable[[], float]]:
-    """See `experiments.peers`.
+    """See `experiments.benchmark.peers`.
 
     Raises:
       RuntimeError: if JAX computes on a GPU that this PyTorch cannot use.

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import training_suite
+from experiments.benchmark import training_suite
+from experiments.benchmark.flops import forward_flops, step_gflop
 from experiments.config import build_led
-from experiments.flops import forward_flops, step_gflop
 
 
 def num_weights(name):

@@ -31,7 +31,7 @@ def launch(module: str, figure: str, run: Callable[[bool, int, pathlib.Path], di
         start(argv)
         fast, seed = flags.FLAGS.fast, flags.FLAGS.seed
         workdir = required_workdir()
-        command = f"python -m experiments.{module} --seed={seed}" + " --fast" * fast
+        command = f"python -m experiments.figures.{module} --seed={seed}" + " --fast" * fast
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             numbers = run(fast, seed, workdir)

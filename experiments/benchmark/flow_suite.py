@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments.flops import network_flops
-from experiments.measuring import markdown_table, round_robin, say, sgemm_gflops, timed
-from experiments.peers import BINS, SIZE, LogProb, Stack
+from experiments.benchmark.flops import network_flops
+from experiments.benchmark.measuring import markdown_table, round_robin, say, sgemm_gflops, timed
+from experiments.benchmark.peers import BINS, SIZE, LogProb, Stack
 from led_jax import densities
 from led_jax import flows as led_flows
 
@@ -57,7 +57,7 @@ def measure_stack(
     stack = CELLS[cell]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, SIZE)), jnp.float32)
     makers = {"ours": make_log_prob} | {
-        peer: importlib.import_module(f"experiments.peers.{peer}_flows").make_log_prob
+        peer: importlib.import_module(f"experiments.benchmark.peers.{peer}_flows").make_log_prob
         for peer in peers
     }
     programs = {}
@@ -106,7 +106,7 @@ def measure_stack(
 
 
 def make_log_prob(stack: Stack, key: Array) -> LogProb:
-    """Our side: see `experiments.peers`."""
+    """Our side: see `experiments.benchmark.peers`."""
     transformer = {
         "affine": led_flows.affine,
         "spline": led_flows.spline(BINS, 3.0),

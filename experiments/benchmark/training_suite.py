@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.benchmark.flops import forward_flops, step_gflop
+from experiments.benchmark.measuring import markdown_table, round_robin, say, sgemm_gflops, timed
+from experiments.benchmark.peers import PIXELS
 from experiments.config import Config, build_led
-from experiments.flops import forward_flops, step_gflop
-from experiments.measuring import markdown_table, round_robin, say, sgemm_gflops, timed
-from experiments.peers import PIXELS
 from experiments.run import samples_per_chunk
 from led_jax import densities, objectives, parallel, training
 from led_jax import flows as led_flows
@@ -108,7 +108,7 @@ def training_cell(
     for peer in peers:
         if peer == "distrax" and (config.posterior_depth or config.network != "mlp"):
             continue  # It has no MADE; its convolutions would be flax's.
-        module = importlib.import_module(f"experiments.peers.{peer}_led")
+        module = importlib.import_module(f"experiments.benchmark.peers.{peer}_led")
         for way, peer_epoch in module.make_epochs(config, data).items():
             sides[f"{peer}, {way}"] = timed(peer_epoch, losses, f"{peer}, {way}")
     medians = round_robin(sides | {"sgemm": sgemm_gflops(sgemm_shape)}, rounds)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support import randomise
 
-from experiments import flow_suite
-from experiments.peers import Stack
+from experiments.benchmark import flow_suite
+from experiments.benchmark.peers import Stack
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -19,7 +19,7 @@ LACKING = {("numpyro", "coupling"), ("distrax", "made")}
 @pytest.mark.parametrize("stack", STACKS)
 def test_peers_do_the_same_work(peer, stack):
     pytest.importorskip(peer)
-    module = importlib.import_module(f"experiments.peers.{peer}_flows")
+    module = importlib.import_module(f"experiments.benchmark.peers.{peer}_flows")
     key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (3, 50))
     made = module.make_log_prob(stack, key)
     assert (made is None) == ((peer, stack.layer) in LACKING)

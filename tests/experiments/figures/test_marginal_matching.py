@@ -4,7 +4,7 @@ import math
 import pytest
 
 from experiments.config import Config
-from experiments.marginal_matching import run
+from experiments.figures.marginal_matching import run
 from experiments.run import run as train
 
 pytestmark = pytest.mark.usefixtures("fast_compile")

@@ -15,15 +15,15 @@ import numpy as np
 import optax
 from jax import Array
 
+from experiments.benchmark.peers import HIDDEN, PIXELS
 from experiments.config import Config
-from experiments.peers import HIDDEN, PIXELS
 from led_jax.flows import masks
 
 _HE_NORMAL = nn.initializers.he_normal()
 
 
 def make_epochs(config: Config, data: np.ndarray) -> dict[str, Callable[[], float]]:
-    """See `experiments.peers`."""
+    """See `experiments.benchmark.peers`."""
     model = DistraxLED(config.latent_dim, config.prior_depth, tuple(config.prior_hidden))
     optimizer = optax.adam(config.learning_rate)
     key = jax.random.key(0)

@@ -1,6 +1,6 @@
 import pytest
 
-from experiments import mixture
+from experiments.figures import mixture
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 

@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 from support import KEY
 
-from experiments import targets, universality
-from experiments.universality import Capacity, Cell
+from experiments.figures import targets, universality
+from experiments.figures.universality import Capacity, Cell
 from led_jax import fit
 
 TINY = Capacity(1, (4,), 3)

@@ -12,11 +12,11 @@ from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.distributions.transforms import PermuteTransform
 from numpyro.nn import AutoregressiveNN
 
-from experiments.peers import SIZE, LogProb, Stack
+from experiments.benchmark.peers import SIZE, LogProb, Stack
 
 
 def make_log_prob(stack: Stack, key: Array) -> LogProb | None:
-    """See `experiments.peers`."""
+    """See `experiments.benchmark.peers`."""
     if stack.layer != "made" or stack.transformer != "affine":
         return None
     init, network = AutoregressiveNN(SIZE, list(stack.hidden))

@@ -1,6 +1,6 @@
 r"""Fits autoregressive flows of a uniform density to known densities, by both KL divergences.
 
-    python -m experiments.universality --workdir=DIR [--fast]
+    python -m experiments.figures.universality --workdir=DIR [--fast]
 
 Proposition 1 of Huang et al. (2017) says that such flows come arbitrarily close to any density, and
 that affine ones are limited. Writes universality.json and universality.png. The last line on
@@ -19,9 +19,11 @@ import tqdm
 from jax import Array
 from jax.scipy import special
 
-from experiments import figures, targets
-from experiments.targets import Target
-from led_jax import densities, fit, flows, plots
+from experiments import plots
+from experiments.figures import targets
+from experiments.figures.launch import define_flags, launch
+from experiments.figures.targets import Target
+from led_jax import densities, fit, flows
 from led_jax.densities import Density
 from led_jax.flows import Flow, Transformer
 
@@ -269,5 +271,5 @@ def run(fast: bool, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    figures.define_flags()
-    figures.launch("universality", "universality", run)
+    define_flags()
+    launch("universality", "universality", run)

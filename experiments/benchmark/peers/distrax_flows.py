@@ -7,13 +7,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from experiments.peers import BINS, SIZE, LogProb, Stack
-from experiments.peers.distrax_led import affine, coupling_density, mlp
+from experiments.benchmark.peers import BINS, SIZE, LogProb, Stack
+from experiments.benchmark.peers.distrax_led import affine, coupling_density, mlp
 from led_jax.modules import pure
 
 
 def make_log_prob(stack: Stack, key: Array) -> LogProb | None:
-    """See `experiments.peers`."""
+    """See `experiments.benchmark.peers`."""
     if stack.layer != "coupling":
         return None
     model = _Density(stack)

@@ -8,11 +8,11 @@ import paramax
 from flowjax import bijections, distributions, flows
 from jax import Array
 
-from experiments.peers import BINS, SIZE, LogProb, Stack
+from experiments.benchmark.peers import BINS, SIZE, LogProb, Stack
 
 
 def make_log_prob(stack: Stack, key: Array) -> LogProb:
-    """See `experiments.peers`."""
+    """See `experiments.benchmark.peers`."""
     make = {"coupling": flows.coupling_flow, "made": flows.masked_autoregressive_flow}[stack.layer]
     splines = bijections.RationalQuadraticSpline(knots=BINS - 1, interval=3)
     flow = make(

@@ -22,9 +22,10 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from experiments import flow_suite, provenance, training_suite
+from experiments import provenance
+from experiments.benchmark import flow_suite, training_suite
+from experiments.benchmark.measuring import say, sgemm_gflops
 from experiments.config import write_json
-from experiments.measuring import say, sgemm_gflops
 
 _SUITES = {"training": training_suite, "flows": flow_suite}
 _SGEMM_SHAPES = (

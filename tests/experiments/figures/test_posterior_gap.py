@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from support import KEY
 
-from experiments import posterior_gap
-from experiments.posterior_gap import Setting, build_problems, train_parts
+from experiments.figures import posterior_gap
+from experiments.figures.posterior_gap import Setting, build_problems, train_parts
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import training_suite
+from experiments.benchmark import training_suite
 from experiments.config import Config, build_led
 
 CONFIGS = training_suite.CELLS | {
@@ -96,7 +96,7 @@ def assert_same_terms(model, led, params, noise_axes):
 @pytest.mark.parametrize("name", ["mlp", "both"])
 def test_torch_computes_the_same_bound(name):
     torch = pytest.importorskip("torch")
-    from experiments.peers import torch_led
+    from experiments.benchmark.peers import torch_led
 
     config = CONFIGS[name]
     led, params = led_and_params(config)
@@ -119,7 +119,7 @@ def test_torch_computes_the_same_bound(name):
 @pytest.mark.parametrize("name", ["resconv", "spatial"])
 def test_torch_computes_the_same_bound_with_convolutions(name):
     pytest.importorskip("torch")
-    from experiments.peers import torch_led
+    from experiments.benchmark.peers import torch_led
 
     config = CONFIGS[name]
     led, params = led_and_params(config, scale=0.03)
@@ -167,7 +167,7 @@ def test_torch_computes_the_same_bound_with_convolutions(name):
 
 def test_torch_learns_with_convolutions_in_every_way():
     pytest.importorskip("torch")
-    from experiments.peers import torch_led
+    from experiments.benchmark.peers import torch_led
 
     data = np.random.default_rng(0).binomial(1, 0.13, (300, 784)).astype(np.uint8)
     epochs = torch_led.make_epochs(CONFIGS["spatial"], data)
@@ -179,7 +179,7 @@ def test_torch_learns_with_convolutions_in_every_way():
 @pytest.mark.parametrize("name", ["mlp", "prior12"])
 def test_distrax_computes_the_same_bound(name):
     pytest.importorskip("distrax")
-    from experiments.peers import distrax_led
+    from experiments.benchmark.peers import distrax_led
     from led_jax.flows import masks
 
     config = CONFIGS[name]

@@ -6,8 +6,8 @@ Masked weights count as if they were not masked.
 import itertools
 import math
 
+from experiments.benchmark.peers import FEATURES, HIDDEN, PIXELS, RESCONV_HIDDEN, SIDE
 from experiments.config import Config
-from experiments.peers import FEATURES, HIDDEN, PIXELS, RESCONV_HIDDEN, SIDE
 
 
 def network_flops(*widths: int) -> int:
