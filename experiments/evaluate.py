@@ -12,8 +12,9 @@ import jax
 from absl import app, flags
 
 from experiments import distributed
-from experiments.config import read_config, required_workdir, start
+from experiments.flags import required_workdir, start
 from experiments.run import estimate_nll, load_run
+from experiments.workdir import read_config
 from led_jax import parallel
 
 flags.DEFINE_string("workdir", "", "Directory of the run, which every process reads.")

@@ -13,7 +13,8 @@ import tqdm
 from jax.sharding import Mesh
 
 from experiments import plots, provenance
-from experiments.config import Config, check_workdir, read_json, write_json
+from experiments.config import Config
+from experiments.flags import to_command
 from experiments.trainer import (
     Stopped,
     Task,
@@ -24,30 +25,11 @@ from experiments.trainer import (
     stop_on_signal,
     stream,
 )
+from experiments.workdir import check_workdir, read_json, write_config, write_json
 from led_jax import objectives, parallel
 from led_jax.data import Dataset
 from led_jax.model import LED
 from led_jax.training import TrainState
-
-# Fields of the configuration that every result repeats.
-_REPORTED = (
-    "dataset",
-    "network",
-    "weight_norm",
-    "latent_dim",
-    "latent_shape",
-    "prior",
-    "prior_mask",
-    "prior_depth",
-    "prior_transformer",
-    "posterior",
-    "posterior_mask",
-    "posterior_depth",
-    "posterior_transformer",
-    "posterior_context",
-    "seed",
-    "epochs",
-)
 
 
 def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -67,7 +49,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
       FloatingPointError: if too many updates, or the validation's bound, are not finite.
       Stopped: if SIGTERM or SIGINT came. The state is saved.
     """
-    command = config.to_command()
+    command = to_command(config)
     if parallel.broadcast(_digest(command)) != _digest(command):
         raise ValueError(
             f"process {jax.process_index()} has other flags than the first one, namely {command}; "
@@ -81,11 +63,11 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         result = read_json(result_path)
     if parallel.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
         return result or {}
+    origin = provenance.origin(command)  # Of the code that runs, whatever is committed meanwhile.
     task, mesh = make_task(config), make_mesh(config)
     restored = restore(task, workdir) if writes else None
     if writes:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "config.json", vars(config))
+        write_config(config, workdir)
     with stop_on_signal() as stopped:
         best, log = fit(task, mesh, workdir, restored, stopped)
         estimate = estimate_nll(task, mesh, best.params, task.dataset.test, stopped)
@@ -95,14 +77,13 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     best_record = max(log["history"], key=lambda record: record["valid_elbo"])
     seconds = log["epoch_seconds"]
     result = {
-        **{name: getattr(config, name) for name in _REPORTED},
+        **config.report(),
         "best_epoch": best_record["epoch"],
         "valid_elbo": best_record["valid_elbo"],
         "test_elbo": estimate.elbo,
         "nll": estimate.nll,
         "nll_se": estimate.standard_error,
         "nll_monte_carlo_se": estimate.monte_carlo_error,
-        "nll_samples": config.nll_samples,
         "num_params": sum(leaf.size for leaf in jax.tree.leaves(best.params)),
         "skipped": log["skipped"],
         "devices": mesh.size,
@@ -110,7 +91,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         "compile_seconds": log["compile_seconds"],
         "seconds_per_epoch": statistics.median(seconds[1:] or seconds),
         "seconds_train": log["seconds_train"],
-        **provenance.origin(command),
+        **origin,
     }
     write_json(result_path, result)
     return read_json(result_path) or {}  # As a finished run's is read again: JSON has no tuples.

@@ -16,7 +16,7 @@ import jax
 from absl import app, flags
 
 from experiments import distributed
-from experiments.config import config_from_flags, define_flags, start
+from experiments.flags import config_from_flags, define_flags, start
 from experiments.run import run
 from experiments.trainer import Stopped
 

@@ -21,7 +21,8 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from experiments.config import Config, build_led
+from experiments.config import Config
+from experiments.models import build_led
 from led_jax import checkpoints, data, parallel, training
 from led_jax.data import Dataset
 from led_jax.model import LED
@@ -78,8 +79,8 @@ def make_optimizer(config: Config, dataset: Dataset) -> optax.GradientTransforma
         )
     return training.adam(
         config.learning_rate,
-        config.epochs * steps_per_epoch,
-        warmup_steps=round(config.warmup * config.epochs * steps_per_epoch),
+        config.num_epochs * steps_per_epoch,
+        warmup_steps=round(config.warmup * config.num_epochs * steps_per_epoch),
         clip_norm=config.clip_norm or None,
     )
 
@@ -198,7 +199,7 @@ def fit(
     state, skipped = parallel.broadcast((state, log["skipped"]))
     log["skipped"] = int(skipped)
     first_epoch = int(state.epoch)
-    if first_epoch == config.epochs:
+    if first_epoch == config.num_epochs:
         return parallel.broadcast(best), log
 
     start = time.perf_counter()
@@ -209,16 +210,16 @@ def fit(
     with contextlib.ExitStack() as stack:
         if writes:
             observe = stack.enter_context(_observer(task, workdir, best, log))
-        for epoch in range(first_epoch + 1, config.epochs + 1):
+        for epoch in range(first_epoch + 1, config.num_epochs + 1):
             epoch_start = time.perf_counter()
             state, steps = train_epoch(state)
             log["epoch_seconds"].append(time.perf_counter() - epoch_start)
             _count_skipped(config, workdir, epoch, steps, log)
-            leave = epoch < config.epochs and stopped()
+            leave = epoch < config.num_epochs and stopped()
             if writes:
                 best = observe(epoch, parallel.local(state), float(steps.mean().bound), leave)
             if leave:
-                raise Stopped(f"stopped after epoch {epoch} of {config.epochs}")
+                raise Stopped(f"stopped after epoch {epoch} of {config.num_epochs}")
     return parallel.broadcast(best), log
 
 
@@ -232,7 +233,7 @@ def _observer(
     # Epochs are donated their state, so the best one needs buffers of its own.
     best = _copy(best)
     best_elbo = max((r["valid_elbo"] for r in log["history"]), default=-np.inf)
-    eval_every = max(1, config.epochs // 100)
+    eval_every = max(1, config.num_epochs // 100)
     first_epoch = len(log["epoch_seconds"])
     seconds_before, started = log["seconds_train"], time.perf_counter()
     saved = started
@@ -240,7 +241,7 @@ def _observer(
     with (
         (workdir / "metrics.jsonl").open("w") as metrics,
         tensorboardX.SummaryWriter(str(workdir), purge_step=first_epoch + 1) as board,
-        tqdm.tqdm(total=config.epochs, initial=first_epoch, unit="epoch", desc="train") as bar,
+        tqdm.tqdm(total=config.num_epochs, initial=first_epoch, unit="epoch", desc="train") as bar,
         checkpoints.saver(workdir / CHECKPOINTS, config.checkpoints_kept) as save,
     ):
         metrics.writelines(json.dumps(record) + "\n" for record in log["history"])
@@ -270,7 +271,7 @@ def _observer(
         def observe(epoch: int, state: TrainState, train_elbo: float, leave: bool) -> TrainState:
             nonlocal best, best_elbo, saved
             bar.update()
-            if epoch % eval_every == 0 or epoch == config.epochs:
+            if epoch % eval_every == 0 or epoch == config.num_epochs:
                 record = validate(epoch, state, train_elbo)
                 if record["valid_elbo"] > best_elbo:
                     best_elbo, best = record["valid_elbo"], _copy(state)
@@ -279,7 +280,7 @@ def _observer(
             due = now - saved > 60 * config.checkpoint_minutes
             if config.checkpoint_epochs:
                 due |= epoch % config.checkpoint_epochs == 0
-            if due or leave or epoch == config.epochs:
+            if due or leave or epoch == config.num_epochs:
                 log["saved_epoch"] = epoch
                 save(epoch, {"last": state, "best": best}, log)
                 saved = now
@@ -346,7 +347,7 @@ def _device_epoch(task: Task, mesh: Mesh, state: TrainState, rows: Any, *, skip_
         task.optimizer,
         config.batch_size,
         dynamic=task.dataset.dynamic,
-        kl_warmup=config.kl_warmup * config.epochs,
+        kl_warmup=config.kl_warmup * config.num_epochs,
         axis_name=parallel.AXIS if mesh.size > 1 else None,
         skip_nonfinite=skip_nonfinite,
     )
@@ -369,7 +370,7 @@ def _host_epoch(
         task.optimizer,
         num_steps,
         dynamic=task.dataset.dynamic,
-        kl_warmup=config.kl_warmup * config.epochs,
+        kl_warmup=config.kl_warmup * config.num_epochs,
         axis_name=parallel.AXIS if sharded else None,
         skip_nonfinite=skip_nonfinite,
     )

@@ -25,7 +25,7 @@ from absl import app, flags
 from experiments import provenance
 from experiments.benchmark import flow_suite, training_suite
 from experiments.benchmark.measuring import say, sgemm_gflops
-from experiments.config import write_json
+from experiments.workdir import write_json
 
 _SUITES = {"training": training_suite, "flows": flow_suite}
 _SGEMM_SHAPES = (

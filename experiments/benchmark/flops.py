@@ -8,6 +8,8 @@ import math
 
 from experiments.benchmark.peers import FEATURES, HIDDEN, PIXELS, RESCONV_HIDDEN, SIDE
 from experiments.config import Config
+from experiments.models import TRANSFORMERS
+from led_jax import flows
 
 
 def network_flops(*widths: int) -> int:
@@ -36,21 +38,18 @@ def step_gflop(config: Config) -> float:
 def forward_flops(config: Config) -> dict[str, int]:
     """Of each part of a configuration's model, for one row of 784 pixels."""
     encoder, decoder = _mlp_flops(config) if config.network == "mlp" else _resconv_flops(config)
-    coupling, autoregressive = (
-        _spatial_flow_flops(config) if config.latent_shape else _flow_flops(config)
-    )
     return {
         "encoder": encoder,
-        "posterior": config.posterior_depth * autoregressive,
-        "prior": config.prior_depth * coupling,
+        "posterior": config.posterior_depth * _posterior_layer_flops(config),
+        "prior": config.prior_depth * _prior_layer_flops(config),
         "decoder": decoder,
     }
 
 
 def _mlp_flops(config: Config) -> tuple[int, int]:
     """Of the encoder and the decoder."""
-    encoder = network_flops(PIXELS, *HIDDEN, 2 * config.latent_dim)
-    return encoder, network_flops(config.latent_dim, *HIDDEN, PIXELS)
+    encoder = network_flops(PIXELS, *HIDDEN, 2 * config.latent_size)
+    return encoder, network_flops(config.latent_size, *HIDDEN, PIXELS)
 
 
 def _resconv_flops(config: Config) -> tuple[int, int]:
@@ -70,8 +69,8 @@ def _resconv_flops(config: Config) -> tuple[int, int]:
         decoder += convolution_flops(side**2, 9, maps, channels)
     else:
         flat = side**2 * channels
-        encoder += network_flops(flat, RESCONV_HIDDEN, 2 * config.latent_dim)
-        decoder += network_flops(config.latent_dim, RESCONV_HIDDEN, flat)
+        encoder += network_flops(flat, RESCONV_HIDDEN, 2 * config.latent_size)
+        decoder += network_flops(config.latent_size, RESCONV_HIDDEN, flat)
     return encoder, decoder
 
 
@@ -80,21 +79,29 @@ def _block_flops(positions: int, channels: int, hidden: int, features: int) -> i
     return first + convolution_flops(positions, 9, hidden, features)
 
 
-def _flow_flops(config: Config) -> tuple[int, int]:
-    """Of a coupling layer of the prior and a MADE layer of the posterior."""
-    latent = config.latent_dim
-    passing = latent // 2
-    coupling = network_flops(passing, *config.prior_hidden, 2 * (latent - passing))
-    return coupling, network_flops(latent, *config.posterior_hidden, 2 * latent)
+def _prior_layer_flops(config: Config) -> int:
+    """Of a coupling layer, convolutional where the latent variables are a map."""
+    num_params = TRANSFORMERS[config.prior_transformer].num_params
+    if config.latent_shape:
+        maps, positions = config.latent_shape[-1], math.prod(config.latent_shape[:2])
+        widths = (maps, *config.prior_hidden, num_params * maps)
+        return convolution_flops(positions, 9, *widths)
+    passing = config.latent_size // 2
+    widths = (passing, *config.prior_hidden, num_params * (config.latent_size - passing))
+    return network_flops(*widths)
 
 
-def _spatial_flow_flops(config: Config) -> tuple[int, int]:
-    """Of a convolutional coupling layer of the prior and a PixelCNN layer of the posterior."""
-    maps, hidden = config.latent_shape[-1], config.posterior_hidden
+def _posterior_layer_flops(config: Config) -> int:
+    """Of a MADE layer, or a PixelCNN layer where the latent variables are a map."""
+    default = flows.gated  # What `iaf` takes where it is given none: other gates are as large.
+    num_params = TRANSFORMERS.get(config.posterior_transformer, default).num_params
+    hidden = config.posterior_hidden
+    if not config.latent_shape:
+        return network_flops(config.latent_size, *hidden, num_params * config.latent_size)
+    maps, positions = config.latent_shape[-1], math.prod(config.latent_shape[:2])
     taps = 6 + 2  # of the rows above and of the pixels to the left
-    pixel = network_flops(maps, hidden[-1], 2 * maps) + network_flops(hidden[-1], hidden[-1])
+    pixel = network_flops(maps, hidden[-1], num_params * maps)
+    pixel += network_flops(hidden[-1], hidden[-1])
     pixel += taps * network_flops(maps, *hidden) + sum(network_flops(n, n) for n in hidden)
     pixel += network_flops(config.posterior_context, hidden[0])
-    positions = math.prod(config.latent_shape[:2])
-    coupling = convolution_flops(positions, 9, maps, *config.prior_hidden, 2 * maps)
-    return coupling, positions * pixel
+    return positions * pixel

@@ -18,7 +18,8 @@ import optax
 from experiments.benchmark.flops import forward_flops, step_gflop
 from experiments.benchmark.measuring import markdown_table, round_robin, say, sgemm_gflops, timed
 from experiments.benchmark.peers import PIXELS
-from experiments.config import Config, build_led
+from experiments.config import Config
+from experiments.models import build_led
 from experiments.run import samples_per_chunk
 from led_jax import densities, objectives, parallel, training
 from led_jax import flows as led_flows

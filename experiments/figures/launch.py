@@ -8,7 +8,8 @@ from typing import Any
 from absl import app, flags
 
 from experiments import provenance
-from experiments.config import required_workdir, start, write_json
+from experiments.flags import required_workdir, start
+from experiments.workdir import write_json
 
 
 def define_flags() -> None:

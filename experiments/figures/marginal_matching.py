@@ -23,9 +23,10 @@ from absl import flags
 from jax import Array
 
 from experiments import plots
-from experiments.config import read_config, read_json
 from experiments.figures.launch import define_flags, launch
+from experiments.flags import to_command
 from experiments.run import load_run
+from experiments.workdir import read_config, read_json
 from led_jax import LED, objectives, training
 
 NUM_IMAGES = 8
@@ -119,7 +120,7 @@ def measure(
         "test_nll": trained["nll"],
         "test_nll_se": trained["nll_se"],
         "test_inference_gap": -trained["test_elbo"] - trained["nll"],
-        "run": config.to_command(),
+        "run": to_command(config),
     }
     shown = rows[:: len(rows) // NUM_IMAGES][:NUM_IMAGES].astype(jnp.float32)
     decoded = decode(led, best.params, image_key, shown)

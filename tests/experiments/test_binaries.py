@@ -29,11 +29,11 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("figure", "args", "message"),
     [
-        ("figures.mixture", [], "--workdir is required"),
-        ("figures.posterior_gap", ["--workdir=w", "stray"], "unknown arguments: stray"),
-        ("figures.marginal_matching", ["--workdir=w"], "--runs must name the directory"),
+        ("mixture", [], "--workdir is required"),
+        ("posterior_gap", ["--workdir=w", "stray"], "unknown arguments: stray"),
+        ("marginal_matching", ["--workdir=w"], "--runs must name the directory"),
         (
-            "figures.marginal_matching",
+            "marginal_matching",
             ["--workdir=w", "--runs=absent"],
             "absent holds no finished run",
         ),

@@ -12,8 +12,9 @@ import jax
 import pytest
 from support import assert_trees_equal
 
-from experiments.config import Config, read_config
+from experiments.config import Config
 from experiments.trainer import make_task
+from experiments.workdir import read_config
 from led_jax import checkpoints
 
 pytestmark = pytest.mark.usefixtures("fast_compile")

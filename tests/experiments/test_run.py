@@ -11,6 +11,7 @@ import pytest
 from experiments import run as run_module
 from experiments import trainer
 from experiments.config import Config
+from experiments.flags import from_command
 from experiments.run import load_run, run
 from experiments.trainer import make_task
 from led_jax import checkpoints, data, training
@@ -27,9 +28,8 @@ TINY = Config(
     nll_samples=20,
 )
 FIELDS = (
-    "dataset network latent_dim prior prior_depth prior_transformer posterior posterior_depth "
-    "posterior_transformer seed epochs best_epoch valid_elbo test_elbo nll nll_se nll_samples "
-    "compile_seconds seconds_per_epoch seconds_train"
+    "best_epoch valid_elbo test_elbo nll nll_se nll_samples num_params skipped devices processes "
+    "compile_seconds seconds_per_epoch seconds_train command commit versions hardware date"
 ).split()
 
 
@@ -46,6 +46,8 @@ def best_params(config, workdir):
 def test_the_result_has_every_field_and_is_on_disk(finished):
     workdir, result = finished
     assert set(FIELDS) <= set(result)
+    assert result["learning_rate"] == 2e-3 and result["prior_hidden"] == [8]
+    assert from_command(result["command"]).record() == TINY.record()
     assert json.loads((workdir / "result.json").read_text()) == result
     assert result["nll"] <= -result["test_elbo"]
     assert 0 < result["nll_se"] < 5

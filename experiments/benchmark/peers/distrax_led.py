@@ -24,7 +24,7 @@ _HE_NORMAL = nn.initializers.he_normal()
 
 def make_epochs(config: Config, data: np.ndarray) -> dict[str, Callable[[], float]]:
     """See `experiments.benchmark.peers`."""
-    model = DistraxLED(config.latent_dim, config.prior_depth, tuple(config.prior_hidden))
+    model = DistraxLED(config.latent_size, config.prior_depth, config.prior_hidden)
     optimizer = optax.adam(config.learning_rate)
     key = jax.random.key(0)
     params = jax.jit(model.init)(key, jnp.zeros((config.batch_size, PIXELS)), key)

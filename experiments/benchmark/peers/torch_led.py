@@ -91,7 +91,7 @@ class TorchLED(nn.Module):
     def __init__(self, config: Config):
         """Makes the networks of `config`."""
         super().__init__()
-        latent_dim = config.latent_dim
+        latent_dim = config.latent_size
         if config.latent_shape:
             self.latent_shape = config.latent_shape[2:] + config.latent_shape[:2]
             channels, context = self.latent_shape[0], config.posterior_context

@@ -1,15 +1,18 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from experiments.benchmark import training_suite
 from experiments.benchmark.flops import forward_flops, step_gflop
-from experiments.config import build_led
+from experiments.models import build_led
+from led_jax import flows
 
 
-def num_weights(name):
+def num_weights(config):
     """Each part's number of weights, without biases."""
-    led = build_led(training_suite.CELLS[name], training_suite._dataset())
+    led = build_led(config, training_suite._dataset())
     params = jax.eval_shape(led.init, jax.random.key(0), jnp.zeros((2, 784)))
     return {
         part: sum(
@@ -49,13 +52,24 @@ def test_convolutions_by_hand():
     assert flops["decoder"] == 2 * (decoder + 7 * 7 * 9 * 2 * 32)
 
 
-def test_twice_the_weights_where_nothing_is_masked():
-    flops = {part: 2 * size for part, size in num_weights("prior12").items()}
-    assert forward_flops(training_suite.CELLS["prior12"]) == flops
+@pytest.mark.parametrize("transformer", ["affine", "additive", "rational_quadratic"])
+def test_twice_the_weights_where_nothing_is_masked(transformer):
+    config = training_suite.CELLS["prior12"]
+    config = dataclasses.replace(config, prior_transformer=transformer)
+    flops = {part: 2 * size for part, size in num_weights(config).items()}
+    assert forward_flops(config) == flops
+
+
+def test_a_posterior_with_more_parameters_an_entry():
+    config = training_suite.CELLS["post4"]
+    spline = dataclasses.replace(config, posterior_transformer="rational_quadratic")
+    more = forward_flops(spline)["posterior"] - forward_flops(config)["posterior"]
+    assert more == 4 * 2 * 512 * 50 * (flows.rational_quadratic.num_params - 2)
 
 
 def test_twice_the_weights_at_every_position_of_a_map():
-    weights, flops = num_weights("spatial"), forward_flops(training_suite.CELLS["spatial"])
+    config = training_suite.CELLS["spatial"]
+    weights, flops = num_weights(config), forward_flops(config)
     assert flops["prior"] == 2 * 49 * weights["prior"]
     # Each of the two layers lacks the weights of the last channel, which no unit may see.
     assert flops["posterior"] == 2 * 49 * (weights["posterior"] + 2 * 16)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import training_suite
-from experiments.config import Config, build_led
+from experiments.config import Config
+from experiments.models import build_led
 
 CONFIGS = training_suite.CELLS | {
     "both": Config(dataset="synthetic", prior_depth=3, posterior_depth=2)
