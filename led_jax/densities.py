@@ -53,7 +53,7 @@ class Density(NamedTuple):
 
 
 def normal_log_prob(x: Array) -> Array:
-    """Log N(x; 0, 1), elementwise, in nats."""
+    """log N(x; 0, 1), elementwise, in nats."""
     return -0.5 * (x * x + math.log(2 * math.pi))
 
 

@@ -153,7 +153,7 @@ class LED(NamedTuple):
         return z, log_base.sum(event_axes) - log_det
 
     def posterior_log_prob(self, params: Params, z: Array, encoding: Encoding) -> Array:
-        """Log q(z|x) at any z, which inverts the flow.
+        """log q(z|x) at any z, which inverts the flow.
 
         Args:
           params: parameters.

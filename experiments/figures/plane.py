@@ -59,7 +59,7 @@ def square(radius: float, size: int, center: tuple[float, float] = (0.0, 0.0)) -
 
 @partial(jax.jit, static_argnums=0)
 def log_marginal(led: LED, params: Any, x: Array, grid: Grid) -> Array:
-    """Log p(x) = log of the integral of p(x|z) p(z) over the plane, `[n]` for x `[n, *x_shape]`."""
+    """log p(x) = log of the integral of p(x|z) p(z) over the plane, `[n]` for x `[n, *x_shape]`."""
     log_prior = led.prior.log_prob(params["prior"], grid.points)
 
     def log_integral(x: Array) -> Array:

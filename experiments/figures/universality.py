@@ -181,7 +181,7 @@ def fit_cell(cell: Cell, key: Array, samples: Array, num_steps: int) -> Any:
 def reverse_log_ratios(
     density: Density, targets: tuple[Target, ...], params: Any, key: Array
 ) -> Array:
-    """Log q(x) - log p(x), `[TEST_ROWS, flows]`, at samples x of the flows."""
+    """log q(x) - log p(x), `[TEST_ROWS, flows]`, at samples x of the flows."""
     x, log_probs = sample_and_log_prob(density, params, key, (TEST_ROWS,))
     return log_probs - target_log_prob(targets, x)
 

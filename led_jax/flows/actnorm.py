@@ -7,7 +7,7 @@ from led_jax.flows.base import Flow, Params
 
 
 def actnorm(event_ndims: int = 1) -> Flow:
-    """Y = (x + shift) e^log_scale, entry by entry.
+    """y = (x + shift) e^log_scale, entry by entry.
 
     Kingma and Dhariwal (2018), section 3.1, https://arxiv.org/abs/1807.03039. `init` sets mean 0
     and variance 1 over the batch axes of its `x`; without batch axes it starts as the identity. A

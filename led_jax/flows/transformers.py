@@ -86,7 +86,7 @@ Real NVP: Dinh, Sohl-Dickstein and Bengio (2016), eq. 7, https://arxiv.org/abs/1
 
 
 def gate(bias: float) -> Transformer:
-    """Y = s x + (1 - s) m, with s = sigmoid(max(raw + bias, -20)).
+    """y = s x + (1 - s) m, with s = sigmoid(max(raw + bias, -20)).
 
     The update of inverse autoregressive flow: Kingma et al. (2016), eq. 13 to 15,
     https://arxiv.org/abs/1606.04934. A layer starts as y = sigmoid(bias) x.
@@ -214,7 +214,7 @@ def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
 
 
 def sigmoid_mixture(num_units: int = 8) -> Transformer:
-    """Y = logit(sum_j w_j sigmoid(a_j x + b_j)), with w = softmax(raw), a = e^(3 tanh(raw / 3)).
+    """y = logit(sum_j w_j sigmoid(a_j x + b_j)), with w = softmax(raw), a = e^(3 tanh(raw / 3)).
 
     The deep sigmoidal flow of neural autoregressive flows: Huang et al. (2018), eq. 8,
     https://arxiv.org/abs/1804.00779. The b_j start spread over (-1, 1), else the units would stay

@@ -104,7 +104,7 @@ def coupling_density(
 
 
 def affine(raw: Array) -> distrax.Bijector:
-    """Y = x e^s + t with our bound on s, for raw `[..., 2 D]`."""
+    """y = x e^s + t with our bound on s, for raw `[..., 2 D]`."""
     shift, log_scale = jnp.split(raw, 2, -1)
     return distrax.ScalarAffine(shift, log_scale=3 * jnp.tanh(log_scale / 3))
 
