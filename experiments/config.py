@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from led_jax import parallel
+from led_jax import sharding
 
 _TRANSFORMERS = ("additive", "affine", "gated", "rational_quadratic", "deep_sigmoid")
 _FLOWS = ("nvp", "made", "pixelcnn")
@@ -98,7 +98,10 @@ class Config:
     nll_samples: int = _field(5000, "Importance samples for each test image.", free=True)
     devices: int = _field(0, "Devices of each process; 0 takes all it has.", free=True)
     parallel: str = _field(
-        "pmap", "How several devices share a batch.", free=True, choices=parallel.METHODS
+        "jit",
+        "How several devices share a batch: by one program over all, or by one for each.",
+        free=True,
+        choices=sharding.METHODS,
     )
     data_placement: str = _field(
         "device",
@@ -140,6 +143,10 @@ class Config:
                 )
         if self.weight_norm and self.network != "resconv":
             raise ValueError(f"--weight_norm needs --network=resconv, got {self.network!r}")
+        if self.parallel == "pmap" and self.data_placement != "device":
+            raise ValueError(
+                f"--parallel=pmap needs --data_placement=device, got {self.data_placement!r}"
+            )
         self._check_latent_shape()
         for name in ("warmup", "kl_warmup"):
             if not 0 <= getattr(self, name) < 1:

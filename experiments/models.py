@@ -4,7 +4,7 @@ import functools
 import math
 
 from experiments.config import Config
-from led_jax import densities, flows, networks
+from led_jax import decoders, densities, encoders, flows
 from led_jax.data import Dataset
 from led_jax.model import LED
 
@@ -47,24 +47,24 @@ def build_led(config: Config, dataset: Dataset) -> LED:
         prior = flows.invert(prior)
     images, weight_norm = dataset.image_shape, config.weight_norm
     if config.network == "mlp":
-        encoder = networks.mlp_encoder(config.latent_size, context_dim=context_dim)
-        decoder = networks.mlp_decoder(math.prod(images))
+        encoder = encoders.mlp_encoder(config.latent_size, context_dim=context_dim)
+        decoder = decoders.mlp_decoder(math.prod(images))
     elif config.latent_shape:
         height, width, channels = config.latent_shape
-        encoder = networks.spatial_encoder(
+        encoder = encoders.spatial_encoder(
             images,
             (height, width, channels),
             context_maps=config.posterior_context or None,
             weight_norm=weight_norm,
         )
-        decoder = networks.spatial_decoder(
+        decoder = decoders.spatial_decoder(
             images, (height, width, channels), weight_norm=weight_norm
         )
     else:
-        encoder = networks.resconv_encoder(
+        encoder = encoders.resconv_encoder(
             images, config.latent_size, context_dim=context_dim, weight_norm=weight_norm
         )
-        decoder = networks.resconv_decoder(images, weight_norm=weight_norm)
+        decoder = decoders.resconv_decoder(images, weight_norm=weight_norm)
     return LED(
         encoder=encoder,
         posterior=posterior,

@@ -37,8 +37,8 @@ def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None
 
     Args:
       path: file to write.
-      history: one record an evaluation, with "epoch", "train_elbo", "valid_elbo" and the
-        validation terms "log_likelihood", "log_prior", "log_posterior".
+      history: one record an evaluation, with "epoch", "train_elbo", "valid_elbo" and
+        the validation's terms "valid_log_likelihood", "valid_log_prior", "valid_log_posterior".
     """
     epochs = [record["epoch"] for record in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -49,7 +49,9 @@ def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None
     left.set_ylim(min(settled), top + 0.05 * (top - min(settled)) + 1e-3)
     left.set(xlabel="epoch", ylabel="nats", title="evidence lower bound")
     for name in ("log_likelihood", "log_prior", "log_posterior"):
-        right.plot(epochs, [record[name] for record in history], label=name.replace("_", " "))
+        right.plot(
+            epochs, [record[f"valid_{name}"] for record in history], label=name.replace("_", " ")
+        )
     right.set(xlabel="epoch", title="its terms on the validation split")
     for axes in (left, right):
         axes.legend()

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jax.sharding import Mesh
 
 from experiments import plots, provenance
 from experiments.config import Config
@@ -19,16 +18,17 @@ from experiments.trainer import (
     Stopped,
     Task,
     fit,
-    make_mesh,
+    make_placement,
     make_task,
     restore,
     stop_on_signal,
     stream,
 )
 from experiments.workdir import check_workdir, read_json, write_config, write_json
-from led_jax import objectives, parallel
+from led_jax import estimators, sharding
 from led_jax.data import Dataset
 from led_jax.model import LED
+from led_jax.sharding import Placement
 from led_jax.training import TrainState
 
 
@@ -50,7 +50,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
       Stopped: if SIGTERM or SIGINT came. The state is saved.
     """
     command = to_command(config)
-    if parallel.broadcast(_digest(command)) != _digest(command):
+    if sharding.broadcast(_digest(command)) != _digest(command):
         raise ValueError(
             f"process {jax.process_index()} has other flags than the first one, namely {command}; "
             "give all of them to each process, also to go on where they do not share --workdir"
@@ -61,16 +61,16 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     if writes:
         check_workdir(config, workdir)
         result = read_json(result_path)
-    if parallel.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
+    if sharding.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
         return result or {}
     origin = provenance.origin(command)  # Of the code that runs, whatever is committed meanwhile.
-    task, mesh = make_task(config), make_mesh(config)
+    task, placement = make_task(config), make_placement(config)
     restored = restore(task, workdir) if writes else None
     if writes:
         write_config(config, workdir)
     with stop_on_signal() as stopped:
-        best, log = fit(task, mesh, workdir, restored, stopped)
-        estimate = estimate_nll(task, mesh, best.params, task.dataset.test, stopped)
+        best, log = fit(task, placement, workdir, restored, stopped)
+        estimate = estimate_nll(task, placement, best.params, task.dataset.test, stopped)
     if not writes:
         return {}
     draw_pictures(config, task.led, best.params, task.dataset, log["history"], workdir)
@@ -86,7 +86,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         "nll_monte_carlo_se": estimate.monte_carlo_error,
         "num_params": sum(leaf.size for leaf in jax.tree.leaves(best.params)),
         "skipped": log["skipped"],
-        "devices": mesh.size,
+        "devices": placement.mesh.size,
         "processes": jax.process_count(),
         "compile_seconds": log["compile_seconds"],
         "seconds_per_epoch": statistics.median(seconds[1:] or seconds),
@@ -111,16 +111,17 @@ def load_run(config: Config, workdir: pathlib.Path) -> tuple[Task, TrainState]:
     restored = restore(task, workdir)
     if restored is None:
         raise ValueError(f"{workdir} has no checkpoint yet")
-    return task, jax.device_put(restored[1])
+    progress, _ = restored
+    return task, jax.device_put(progress.best)
 
 
 def estimate_nll(
     task: Task,
-    mesh: Mesh,
+    placement: Placement,
     params: Any,
     split: np.ndarray,
     stopped: Callable[[], bool] = lambda: False,
-) -> objectives.NLL:
+) -> estimators.NLL:
     """The importance-sampled NLL of a split, with a progress bar.
 
     Raises:
@@ -134,7 +135,7 @@ def estimate_nll(
             if stopped():
                 raise Stopped("stopped after training, in the estimation of the NLL")
 
-        return objectives.nll(
+        return estimators.nll(
             task.led,
             params,
             stream(config, "nll"),
@@ -142,8 +143,7 @@ def estimate_nll(
             config.nll_samples,
             samples_per_chunk=samples_per_chunk(config),
             progress=progress,
-            mesh=mesh,
-            method=config.parallel,
+            placement=placement,
         )
 
 
@@ -162,8 +162,8 @@ def draw_pictures(
 ) -> None:
     """Writes samples.png, reconstructions.png and curves.png."""
     z_key, reconstruct_key = jax.random.split(stream(config, "pictures"))
-    z, _ = led.prior.sample_and_log_prob(params["prior"], z_key, (100,))
-    samples = led.decoder.mean(params["decoder"], z)
+    z, _ = led.prior_sample_and_log_prob(params, z_key, (100,))
+    samples = led.decode(params, z)
     images = jnp.asarray(dataset.valid[:50], jnp.float32)
     reconstructions = led.reconstruct(params, reconstruct_key, images)
     # Rows of ten images, each row above its reconstructions.

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import importlib
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -21,7 +20,7 @@ from experiments.benchmark.peers import PIXELS
 from experiments.config import Config
 from experiments.models import build_led
 from experiments.run import samples_per_chunk
-from led_jax import densities, objectives, parallel, training
+from led_jax import densities, estimators, sharding, training
 from led_jax import flows as led_flows
 from led_jax.data import Dataset
 from led_jax.flows import base
@@ -159,16 +158,13 @@ def scan_against_unrolled(config: Config, data: np.ndarray, rounds: int) -> dict
 
 
 def wrapper_overhead(config: Config, data: np.ndarray, rounds: int) -> dict[str, Any]:
-    """Step times of one model on one device: plain, and in each of the wrappers for several."""
-    sides = {
-        method: timed(_led_epoch(config, data, method)[0]) for method in ("jit", *parallel.METHODS)
-    }
+    """Step times of one model on one device, in each of the ways to use several."""
+    sides = {method: timed(_led_epoch(config, data, method)[0]) for method in sharding.METHODS}
     medians = round_robin(sides, rounds)
     steps = len(data) // config.batch_size
     result: dict[str, Any] = {"model": _describe(config)}
     result |= {f"{method}_ms": 1e3 * medians[method] / steps for method in sides}
-    for method in parallel.METHODS:
-        result[f"{method}_over_jit"] = medians[method] / medians["jit"]
+    result["pmap_over_jit"] = medians["pmap"] / medians["jit"]
     say(f"wrappers: {result}")
     return result
 
@@ -203,8 +199,8 @@ def nll_time(
     key = jax.random.key(0)
     params = jax.jit(led.init)(key, jnp.asarray(x[:1], jnp.float32))
 
-    def estimate(x: np.ndarray) -> objectives.NLL:
-        return objectives.nll(
+    def estimate(x: np.ndarray) -> estimators.NLL:
+        return estimators.nll(
             led, params, key, x, samples, samples_per_chunk=samples_per_chunk(config)
         )
 
@@ -264,7 +260,7 @@ def to_markdown(result: dict[str, Any]) -> str:
         (
             row["model"],
             f"{row['jit_ms']:.2f} ms",
-            *(f"{row[f'{m}_ms']:.2f} ms, {row[f'{m}_over_jit']:.2f}x" for m in parallel.METHODS),
+            f"{row['pmap_ms']:.2f} ms, {row['pmap_over_jit']:.2f}x",
         )
         for row in result["wrappers"]
     ]
@@ -295,8 +291,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         ),
         "## Scanned and unrolled stacks",
         markdown_table(("model", "scanned", "unrolled", "scanned / unrolled"), scan),
-        "## The wrappers for several devices, on one",
-        markdown_table(("model", "jit", *parallel.METHODS), wrappers),
+        "## The ways to use several devices, on one",
+        markdown_table(("model", *sharding.METHODS), wrappers),
         "## Compile time of a stack's NLL and gradient, by depth",
         markdown_table(("stack", *map(str, depths), f"{max(depths)} / {min(depths)}"), compiles),
         "## NLL",
@@ -310,27 +306,17 @@ def _led_epoch(
     config: Config, data: np.ndarray, method: str = "jit"
 ) -> tuple[Callable[[], float], float]:
     """An epoch of ours on one device, compiled, and the seconds that compiling took."""
-    led = build_led(config, _dataset())
-    optimizer = optax.adam(config.learning_rate)
-    rows = jnp.asarray(data)
-    state = training.init_state(led, optimizer, jax.random.key(0), rows[: config.batch_size])
-    start = time.perf_counter()
-    if method == "jit":
-        jitted = training.make_epoch(led, optimizer, config.batch_size)
-        compiled = jitted.lower(state, rows).compile()  # pyright: ignore[reportFunctionMemberAccess]
-    else:
-        mesh = parallel.make_mesh(1)
-        state, rows = parallel.replicate(mesh, (state, rows))
-        mapped = training.make_epoch(led, optimizer, config.batch_size, axis_name=parallel.AXIS)
-        compiled = parallel.compile(mapped, mesh, state, rows, donate_args=[0], method=method)
-    seconds = time.perf_counter() - start
-
-    def epoch() -> float:
-        nonlocal state
-        state, steps = compiled(state, rows)
-        return -float(steps.mean().bound)
-
-    return epoch, seconds
+    dataset = _dataset()._replace(train=data)
+    epochs = training.epochs(
+        build_led(config, dataset),
+        optax.adam(config.learning_rate),
+        dataset,
+        jax.random.key(0),
+        batch_size=config.batch_size,
+        method=method,
+    )
+    seconds = next(epochs).compile_seconds
+    return lambda: -next(epochs).train["elbo"], seconds
 
 
 def _compile_seconds(flow: Flow) -> float:

@@ -13,6 +13,7 @@ The last line on standard output is the JSON object.
 import dataclasses
 import math
 import pathlib
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from experiments.figures.launch import define_flags, launch
 from experiments.flags import to_command
 from experiments.run import load_run
 from experiments.workdir import read_config, read_json
-from led_jax import LED, objectives, training
+from led_jax import LED, Elbo, data, estimators
 
 NUM_IMAGES = 8
 
@@ -84,18 +85,18 @@ def measure(
         dataclasses.replace(config, data_dir=data_dir or config.data_dir), directory
     )
     led, dataset = task.led, task.dataset
-    if dataset.dynamic:
+    if dataset.prepare is not data.cast:
         raise ValueError(
             f"{directory}: rows binarized afresh every epoch have no aggregated posterior; train "
             "with --binarize=static"
         )
     draw_key, image_key, bound_key = jax.random.split(key, 3)
     with tqdm.tqdm(total=num_samples, unit="draw", desc=f"L_prior {config.prior_depth}") as bar:
-        terms = objectives.marginal_matching(
+        terms = estimators.marginal_matching(
             led, best.params, draw_key, dataset.train, num_samples, progress=bar.update
         )
     rows = jnp.asarray(dataset.train)
-    bound = training.make_evaluate(led)(best.params, bound_key, rows)
+    bound = bound_of_all(led, best.params, bound_key, rows)
     z = jax.jit(led.encode)(best.params, bound_key, rows.astype(jnp.float32))
     normal_entropy = np.linalg.slogdet(2 * np.pi * np.e * np.cov(np.asarray(z).T))[1] / 2
     averages = {}
@@ -128,11 +129,23 @@ def measure(
     return result, (first, second)
 
 
+@partial(jax.jit, static_argnums=0)
+def bound_of_all(led: LED, params: Any, key: Array, rows: Array) -> Elbo:
+    """The means over all rows of the bound's terms, with one draw of z for each."""
+
+    def terms(number: Array, row: Array) -> Elbo:
+        return led.elbo(params, jax.random.fold_in(key, number), row.astype(jnp.float32))
+
+    numbers = jnp.arange(len(rows))
+    of_rows = jax.lax.map(lambda args: terms(*args), (numbers, rows), batch_size=1000)
+    return jax.tree.map(jnp.mean, of_rows)
+
+
 def decode(led: LED, params: Any, key: Array, rows: Array) -> tuple[Array, Array]:
     """The decoder's means at z ~ p(z), and at z ~ q(z|x) for the rows x: as many of each."""
     prior_key, posterior_key = jax.random.split(key)
-    z, _ = led.prior.sample_and_log_prob(params["prior"], prior_key, (len(rows),))
-    return led.decoder.mean(params["decoder"], z), led.reconstruct(params, posterior_key, rows)
+    z, _ = led.prior_sample_and_log_prob(params, prior_key, (len(rows),))
+    return led.decode(params, z), led.reconstruct(params, posterior_key, rows)
 
 
 if __name__ == "__main__":

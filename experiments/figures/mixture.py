@@ -22,7 +22,7 @@ from experiments.figures import plane
 from experiments.figures.launch import define_flags, launch
 from experiments.figures.plane import Grid
 from experiments.plots import Panel
-from led_jax import LED, Flow, densities, objectives, training
+from led_jax import LED, Density, Flow, densities, estimators
 from led_jax.flows import real_nvp
 
 NUM_ROWS = 5000
@@ -43,12 +43,12 @@ FAST = Setting(60, (1, 3, 10, 60), 50, 120)
 
 def run(setting: Setting, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
     """Fits both models and draws the figures; returns the numbers."""
-    data = plane.mixture()
-    data_key, test_key, state_key, nll_key = jax.random.split(jax.random.key(seed), 4)
-    rows, _ = data.sample_and_log_prob((), data_key, (NUM_ROWS,))
-    test, _ = data.sample_and_log_prob((), test_key, (2000,))
+    data, data_params = plane.mixture()
+    data_key, test_key, fit_key, nll_key = jax.random.split(jax.random.key(seed), 4)
+    rows, _ = data.sample_and_log_prob(data_params, data_key, (NUM_ROWS,))
+    test, _ = data.sample_and_log_prob(data_params, test_key, (2000,))
     grid = plane.square(plane.RADIUS + 6 * plane.STD, setting.data_cells)
-    log_data = data.log_prob((), grid.points)
+    log_data = data.log_prob(data_params, grid.points)
     entropy = -grid.integrate(jnp.exp(log_data) * log_data)
 
     models, maps, strips = {}, [], []
@@ -56,16 +56,16 @@ def run(setting: Setting, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
         prior = real_nvp((2,), depth, hidden=(64,))
         led = plane.build_led(prior)
         optimizer = plane.make_optimizer(NUM_ROWS, setting.epochs)
-        fresh = training.init_state(led, optimizer, state_key, rows[: plane.BATCH_SIZE])
-        history, strip = [], []
-        for state in plane.train(led, optimizer, fresh, rows, setting.epochs, f"{name} prior"):
-            if (epoch := int(state.epoch)) in setting.snapshots:
-                nll, density = score(led, state.params, rows, log_data, grid, setting)
+        params, history, strip = None, [], []
+        for progress in plane.train(led, optimizer, rows, fit_key, setting.epochs, f"{name} prior"):
+            params, epoch = progress.params, progress.epoch
+            if epoch in setting.snapshots:
+                nll, density = score(led, params, rows, log_data, grid, setting)
                 history.append({"epoch": epoch, "nll": nll})
                 title = f"{name} prior, epoch {epoch}:\n{nll:.2f} nats"
                 strip.append(Panel(title, density, grid.extent))
-        numbers, panels = match(led, prior, state.params, rows, setting, name)
-        estimate = objectives.nll(led, state.params, nll_key, test, 1000, batch_size=100)
+        numbers, panels = match(led, prior, params, rows, setting, name)
+        estimate = estimators.nll(led, params, nll_key, test, 1000, batch_size=100)
         models[name] = {
             "nll": history[-1]["nll"],
             "kl_data_model": history[-1]["nll"] - entropy,
@@ -105,14 +105,16 @@ def match(
       KL(q(z) || p(z)), the same in z0, where it has the same value, and how much of each density
       the grid holds; and the panels E[q(z|x)], E[q(z0|x)], p(z0), p(z).
     """
-    encoding = objectives.encode_all(led, params, rows)
+    encoding = estimators.encode_all(led, params, rows)
     grid = plane.latent_grid(led, params, rows, setting.latent_cells)
-    log_q = objectives.aggregated_posterior_log_prob(led, params, grid.points, encoding)
-    log_p = led.prior.log_prob(params["prior"], grid.points)
+    log_q = estimators.aggregated_posterior_log_prob(led, params, grid.points, encoding)
+    log_p = led.prior_log_prob(params, grid.points)
     base_grid = plane.square(5.0, setting.latent_cells)
-    z, log_det = prior.apply(params["prior"]["flow"], base_grid.points)
-    log_q0 = objectives.aggregated_posterior_log_prob(led, params, z, encoding) + log_det
+    # z = h(z0) of the grid's points z0, with log p(z) = log p(z0) - log|det dh/dz0|.
+    at_points = led._replace(prior=densities.transformed(_draws(base_grid.points), prior))
+    z, log_pz = at_points.prior_sample_and_log_prob(params, jax.random.key(0))
     log_p0 = densities.normal_log_prob(base_grid.points).sum(-1)
+    log_q0 = estimators.aggregated_posterior_log_prob(led, params, z, encoding) + log_p0 - log_pz
     q, p, q0, p0 = map(jnp.exp, (log_q, log_p, log_q0, log_p0))
     numbers = {
         "marginal_kl": grid.integrate(q * (log_q - log_p)),
@@ -133,6 +135,16 @@ def match(
         )
     ]
     return numbers, panels
+
+
+def _draws(points: Array) -> Density:
+    """N(0, I), with these points `[n, 2]` for its draws."""
+    normal = densities.standard_normal((2,))
+
+    def sample_and_log_prob(params: Any, key: Array, sample_shape=(), context=None):
+        return points, normal.log_prob(params, points)
+
+    return normal._replace(sample_and_log_prob=sample_and_log_prob)
 
 
 if __name__ == "__main__":

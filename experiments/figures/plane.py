@@ -14,8 +14,21 @@ import optax
 import tqdm
 from jax import Array
 
-from led_jax import LED, Density, Flow, densities, flows, networks, objectives, training
-from led_jax.training import TrainState
+from led_jax import (
+    LED,
+    Flow,
+    decoders,
+    densities,
+    encoders,
+    estimators,
+    flows,
+    likelihoods,
+    training,
+)
+from led_jax.data import Dataset
+from led_jax.densities import Density
+from led_jax.networks import MLP
+from led_jax.training import Progress
 
 NUM_MODES, RADIUS, STD = 4, 2.0, 0.3
 """Of the mixture of Gaussians."""
@@ -60,10 +73,10 @@ def square(radius: float, size: int, center: tuple[float, float] = (0.0, 0.0)) -
 @partial(jax.jit, static_argnums=0)
 def log_marginal(led: LED, params: Any, x: Array, grid: Grid) -> Array:
     """log p(x) = log of the integral of p(x|z) p(z) over the plane, `[n]` for x `[n, *x_shape]`."""
-    log_prior = led.prior.log_prob(params["prior"], grid.points)
+    log_prior = led.prior_log_prob(params, grid.points)
 
     def log_integral(x: Array) -> Array:
-        log_likelihood = led.decoder.log_prob(params["decoder"], grid.points, x)
+        log_likelihood = led.log_likelihood(params, grid.points, x)
         return jax.nn.logsumexp(log_likelihood + log_prior)
 
     # The decoder does not depend on x: it runs once for each batch.
@@ -73,12 +86,12 @@ def log_marginal(led: LED, params: Any, x: Array, grid: Grid) -> Array:
 @partial(jax.jit, static_argnums=0)
 def posterior_gap(led: LED, params: Any, x: Array, grid: Grid) -> Array:
     """KL(q(z|x) || p(z|x)) over the plane, `[n]` in nats for x `[n, *x_shape]`."""
-    log_prior = led.prior.log_prob(params["prior"], grid.points)
+    log_prior = led.prior_log_prob(params, grid.points)
 
     def gap(x: Array) -> Array:
-        log_joint = led.decoder.log_prob(params["decoder"], grid.points, x) + log_prior
+        log_joint = led.log_likelihood(params, grid.points, x) + log_prior
         log_posterior = log_joint - jax.nn.logsumexp(log_joint) - jnp.log(grid.area)
-        encoding = led.encoder.apply(params["encoder"], x)
+        encoding = led.encoding(params, x)
         log_q = led.posterior_log_prob(params, grid.points, encoding)
         return (jnp.exp(log_q) * (log_q - log_posterior)).sum() * grid.area
 
@@ -87,38 +100,31 @@ def posterior_gap(led: LED, params: Any, x: Array, grid: Grid) -> Array:
 
 def latent_grid(led: LED, params: Any, rows: Array, cells: int) -> Grid:
     """A grid that holds N(0, I) and the aggregated posterior."""
-    mean, log_std, _ = objectives.encode_all(led, params, rows)
+    mean, log_std, _ = estimators.encode_all(led, params, rows)
     radius = float((jnp.abs(mean) + 5 * jnp.exp(log_std)).max())
     return square(max(5.0, radius), cells)
 
 
-def mixture() -> Density:
-    """Equal Gaussians of standard deviation `STD` on a circle."""
+def mixture() -> tuple[Density, Any]:
+    """Equal Gaussians of standard deviation `STD` on a circle: a density and its parameters."""
     angle = 2 * np.pi * np.arange(NUM_MODES) / NUM_MODES
-    means = jnp.asarray(RADIUS * np.stack([np.cos(angle), np.sin(angle)], -1), jnp.float32)
-
-    def log_prob(params: Any, x: Array) -> Array:
-        deviations = (x[..., None, :] - means) / STD
-        log_modes = (densities.normal_log_prob(deviations) - np.log(STD)).sum(-1)
-        return jax.nn.logsumexp(log_modes, -1) - np.log(NUM_MODES)
-
-    def sample_and_log_prob(params: Any, key: Array, sample_shape: tuple[int, ...] = ()):
-        mode_key, noise_key = jax.random.split(key)
-        mode = jax.random.randint(mode_key, sample_shape, 0, NUM_MODES)
-        x = means[mode] + STD * jax.random.normal(noise_key, (*sample_shape, 2))
-        return x, log_prob(params, x)
-
-    return Density(lambda key, x: (), log_prob, sample_and_log_prob)
+    mean = jnp.asarray(RADIUS * np.stack([np.cos(angle), np.sin(angle)], -1), jnp.float32)
+    params = {
+        "logits": jnp.zeros(NUM_MODES),
+        "mean": mean,
+        "log_std": jnp.full_like(mean, np.log(STD)),
+    }
+    return densities.mixture_of_normals((2,), NUM_MODES), params
 
 
 def build_led(prior: Flow) -> LED:
     """A LED of points in the plane, with a latent plane and a Gaussian posterior."""
     return LED(
-        encoder=networks.mlp_encoder(2, (64, 64)),
+        encoder=encoders.mlp_encoder(2, (64, 64)),
         posterior=flows.chain(),
         prior=densities.transformed(densities.standard_normal((2,)), prior),
         # Noise of a mode's width: a model that puts a point on each mode would be exact.
-        decoder=networks.gaussian_decoder(networks.MLP((64, 64, 2)), STD),
+        decoder=decoders.decoder(likelihoods.gaussian(STD), MLP((64, 64, 2))),
     )
 
 
@@ -130,16 +136,25 @@ def make_optimizer(num_rows: int, epochs: int) -> optax.GradientTransformation:
 def train(
     led: LED,
     optimizer: optax.GradientTransformation,
-    state: TrainState,
     rows: Array,
+    key: Array,
     epochs: int,
     name: str,
-) -> Iterator[TrainState]:
-    """Yields the state after each epoch; the next epoch consumes it."""
-    train_epoch = training.make_epoch(led, optimizer, BATCH_SIZE)
+    resume: Progress | None = None,
+) -> Iterator[Progress]:
+    """Trains on rows `[n, D]`, with a progress bar; yields what it has come to after each epoch."""
+    train = np.asarray(rows)
+    dataset = Dataset(name, (1, train.shape[1]), train, valid=train[:0], test=train[:0])
     with tqdm.tqdm(total=epochs, unit="epoch", desc=name) as bar:
-        for _ in range(epochs):
-            state, steps = train_epoch(state, rows)
-            bar.set_postfix(elbo=f"{float(steps.mean().bound):.3f}", refresh=False)
+        for progress in training.epochs(
+            led,
+            optimizer,
+            dataset,
+            key,
+            batch_size=BATCH_SIZE,
+            num_epochs=epochs,
+            resume=resume,
+        ):
+            bar.set_postfix(elbo=f"{progress.train['elbo']:.3f}", refresh=False)
             bar.update()
-            yield state
+            yield progress

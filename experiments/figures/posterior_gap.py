@@ -22,9 +22,9 @@ from experiments import plots
 from experiments.figures import plane
 from experiments.figures.launch import define_flags, launch
 from experiments.plots import Panel
-from led_jax import LED, data, densities, networks, objectives
+from led_jax import LED, data, decoders, densities, encoders, estimators
 from led_jax.flows import chain, real_nvp
-from led_jax.training import TrainState
+from led_jax.training import Progress, TrainState
 
 NUM_SHOWN = 4
 
@@ -50,13 +50,14 @@ class Problem(NamedTuple):
 def build_problems(key: Array) -> dict[str, Problem]:
     """The mixture of Gaussians, drawn by `key`, and the digits."""
     prior = real_nvp((2,), plane.PRIOR_DEPTH, hidden=(64,))
-    points, _ = plane.mixture().sample_and_log_prob((), key, (5000,))
+    mixture, mixture_params = plane.mixture()
+    points, _ = mixture.sample_and_log_prob(mixture_params, key, (5000,))
     digits = data.load("digits")
     digits_led = LED(
-        encoder=networks.mlp_encoder(2),
+        encoder=encoders.mlp_encoder(2),
         posterior=chain(),
         prior=densities.transformed(densities.standard_normal((2,)), prior),
-        decoder=networks.mlp_decoder(64),
+        decoder=decoders.mlp_decoder(64),
     )
     return {
         "mixture": Problem(plane.build_led(prior), points[:4000], points[4000:]),
@@ -75,13 +76,13 @@ def train_parts(
             "trained": plane.make_optimizer(len(problem.rows), epochs),
             "fixed": optax.set_to_zero(),
         },
-        {part: "trained" if part in parts else "fixed" for part in params},
+        ({part: "trained" if part in parts else "fixed" for part in params}, ()),
     )
-    # Epochs consume their state, and the caller keeps its parameters and its key.
-    params, key = jax.tree.map(jnp.copy, (params, key))
-    state = TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
-    *_, state = plane.train(problem.led, optimizer, state, problem.rows, epochs, name)
-    return state.params
+    opt_state = optimizer.init((params, ()))
+    state = TrainState(params, (), opt_state, key, jnp.zeros((), jnp.int32))
+    start = Progress(state, state)
+    *_, progress = plane.train(problem.led, optimizer, problem.rows, key, epochs, name, start)
+    return progress.params
 
 
 def measure(
@@ -97,9 +98,9 @@ def measure(
     grid = plane.latent_grid(led, params, rows, cells)
     log_marginal = plane.log_marginal(led, params, test, grid)
     gap = plane.posterior_gap(led, params, test, grid)
-    encoding = objectives.encode_all(led, params, rows)
-    log_q = objectives.aggregated_posterior_log_prob(led, params, grid.points, encoding)
-    log_p = led.prior.log_prob(params["prior"], grid.points)
+    encoding = estimators.encode_all(led, params, rows)
+    log_q = estimators.aggregated_posterior_log_prob(led, params, grid.points, encoding)
+    log_p = led.prior_log_prob(params, grid.points)
     numbers = {
         "posterior_gap": float(gap.mean()),
         "posterior_gap_se": float(gap.std() / math.sqrt(len(gap))),
@@ -116,17 +117,17 @@ def draw(
     """The prior with the aggregated posterior, then p(z|x) with q(z|x) of each row shown."""
     led, rows, _ = problem
     grid = plane.latent_grid(led, params, rows, 150)
-    encoding = objectives.encode_all(led, params, rows)
-    log_q = objectives.aggregated_posterior_log_prob(led, params, grid.points, encoding)
-    log_p = led.prior.log_prob(params["prior"], grid.points)
+    encoding = estimators.encode_all(led, params, rows)
+    log_q = estimators.aggregated_posterior_log_prob(led, params, grid.points, encoding)
+    log_p = led.prior_log_prob(params, grid.points)
     p, q = (grid.image(jnp.exp(values)) for values in (log_p, log_q))
     panels = [Panel(f"{title}: p(z)", p, grid.extent, q)]
     for x, gap, log_marginal in zip(shown, gaps, log_marginals, strict=True):
-        encoding = led.encoder.apply(params["encoder"], x)
+        encoding = led.encoding(params, x)
         radius = 5 * float(jnp.exp(encoding.log_std).max())
         near = plane.square(radius, 100, tuple(encoding.mean.tolist()))
-        log_joint = led.decoder.log_prob(params["decoder"], near.points, x)
-        log_joint += led.prior.log_prob(params["prior"], near.points)
+        log_joint = led.log_likelihood(params, near.points, x)
+        log_joint += led.prior_log_prob(params, near.points)
         log_q = led.posterior_log_prob(params, near.points, encoding)
         posterior = near.image(jnp.exp(log_joint - log_marginal))
         title = f"p(z|x), KL {gap:.2f}"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax import densities
 from led_jax.densities import normal_log_prob
 from led_jax.numerics import log_sigmoid
 
@@ -32,19 +33,18 @@ class Target(NamedTuple):
 def gaussian_mixture(name: str, centres: np.ndarray, scale: float) -> Target:
     """Equal shares of N(centre, scale^2 I), for centres `[K, D]`."""
     count, event_size = centres.shape
-    centres = centres.astype(np.float32)
+    density = densities.mixture_of_normals((event_size,), count)
+    params = {
+        "logits": np.zeros(count, np.float32),
+        "mean": centres.astype(np.float32),
+        "log_std": np.full((count, event_size), math.log(scale), np.float32),
+    }
 
     def log_prob(x: Array) -> Array:
-        # The square multiplied out, so that the sum over D is a matrix product.
-        products = x @ centres.T - 0.5 * np.sum(centres**2, -1)
-        squares = 0.5 * jnp.sum(x * x, -1)
-        constant = math.log(count) + event_size * (math.log(scale) + 0.5 * math.log(2 * math.pi))
-        return (jax.nn.logsumexp(products / scale**2, -1) - squares / scale**2) - constant
+        return density.log_prob(params, x)
 
     def sample(key: Array, n: int) -> Array:
-        index_key, noise_key = jax.random.split(key)
-        index = jax.random.randint(index_key, (n,), 0, count)
-        return jnp.asarray(centres)[index] + scale * jax.random.normal(noise_key, (n, event_size))
+        return density.sample_and_log_prob(jax.tree.map(jnp.asarray, params), key, (n,))[0]
 
     return Target(name, event_size, log_prob, sample)
 

@@ -23,7 +23,7 @@ from experiments import plots
 from experiments.figures import targets
 from experiments.figures.launch import define_flags, launch
 from experiments.figures.targets import Target
-from led_jax import densities, fit, flows
+from led_jax import densities, flows, variational
 from led_jax.densities import Density
 from led_jax.flows import Flow, Transformer
 
@@ -148,12 +148,14 @@ def fit_cell(cell: Cell, key: Array, samples: Array, num_steps: int) -> Any:
     keys = jax.random.split(init_key, restarts * len(cell.targets))
     params = jax.jit(jax.vmap(density.init, (0, None)))(keys, jnp.zeros(cell.event_size))
 
-    def joint_sample(params: Any, key: Array, sample_shape: tuple[int, ...] = ()):
+    def joint_sample(params: Any, key: Array, sample_shape: tuple[int, ...] = (), context=None):
         x, log_probs = sample_and_log_prob(density, params, key, sample_shape)
         return x, log_probs.sum(-1)
 
     joint = Density(
-        density.init, lambda params, x: log_prob(density, params, x).sum(-1), joint_sample
+        density.init,
+        lambda params, x, context=None: log_prob(density, params, x).sum(-1),
+        joint_sample,
     )
     options = {
         "num_steps": num_steps,
@@ -161,8 +163,10 @@ def fit_cell(cell: Cell, key: Array, samples: Array, num_steps: int) -> Any:
         "learning_rate": LEARNING_RATES[cell.direction],
     }
     if cell.direction == "forward":
-        return fit.to_samples(joint, params, fit_key, samples, **options).params
-    params = fit.to_log_density(
+        return variational.to_samples(
+            joint, params, fit_key, samples, valid_fraction=0.0, **options
+        ).params
+    params = variational.to_log_density(
         joint,
         params,
         fit_key,

@@ -52,7 +52,7 @@ def uninterrupted(launch):
 
 
 def trees(workdir):
-    like = jax.eval_shape(make_task(read_config(workdir) or Config()).fresh_state)
+    like = make_task(read_config(workdir) or Config()).state_shape()
     found = checkpoints.restore(workdir / "checkpoints", {"last": like, "best": like})
     return found.trees, found.meta["history"]
 

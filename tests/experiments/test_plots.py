@@ -11,9 +11,9 @@ HISTORY = [
         "epoch": epoch,
         "train_elbo": -100 + epoch,
         "valid_elbo": -101 + epoch,
-        "log_likelihood": -80 + epoch,
-        "log_prior": -70.0,
-        "log_posterior": -50.0,
+        "valid_log_likelihood": -80 + epoch,
+        "valid_log_prior": -70.0,
+        "valid_log_posterior": -50.0,
     }
     for epoch in range(1, 30)
 ]

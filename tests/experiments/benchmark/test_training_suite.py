@@ -84,7 +84,7 @@ def assert_same_terms(model, led, params, noise_axes):
 
     key, x = jax.random.key(2), images()
     expected = [term.mean() for term in jax.jit(led.elbo)(params, key, x)]
-    encoding = jax.eval_shape(led.encoder.apply, params["encoder"], x)
+    encoding = jax.eval_shape(led.encoding, params, x)
     noise = np.array(jax.random.normal(key, encoding.mean.shape).transpose(noise_axes))
     with torch.no_grad():
         found = model(torch.from_numpy(x), torch.from_numpy(noise))

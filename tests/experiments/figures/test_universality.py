@@ -9,7 +9,7 @@ from support import KEY
 
 from experiments.figures import targets, universality
 from experiments.figures.universality import Capacity, Cell
-from led_jax import fit
+from led_jax import variational
 
 TINY = Capacity(1, (4,), 3)
 LINE = targets.gaussian_mixture("one", np.array([[1.0, -0.5]]), 0.8)
@@ -79,9 +79,9 @@ def test_of_the_restarts_the_best_is_kept(monkeypatch):
 
         assert kwargs["annealing_steps"] == 3 and kwargs["learning_rate"] == 5e-3
         fitted.append(jax.tree.map(move, params))
-        return fit.Fit(fitted[0], jnp.zeros(1))
+        return variational.Fit(fitted[0], np.zeros(1), np.zeros(0))
 
-    monkeypatch.setattr(universality.fit, "to_log_density", spoil_two)
+    monkeypatch.setattr(universality.variational, "to_log_density", spoil_two)
     kept = universality.fit_cell(Cell(2, "reverse", "affine", TINY), KEY, jnp.zeros((1, 2, 2)), 10)
     expected = jax.tree.map(lambda leaf: leaf[np.array([2, 1])], fitted[0])
     jax.tree.map(np.testing.assert_array_equal, kept, expected)
