@@ -12,9 +12,10 @@ import jax
 from absl import app, flags
 
 from experiments import distributed
-from experiments.config import read_config, required_workdir, start
+from experiments.flags import required_workdir, start
 from experiments.run import estimate_nll, load_run
-from led_jax import parallel
+from experiments.workdir import read_config
+from led_jax import data, sharding
 
 flags.DEFINE_string("workdir", "", "Directory of the run, which every process reads.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Rows to evaluate.")
@@ -36,10 +37,11 @@ def main(argv: list[str]) -> None:
             data_dir=_DATA_DIR.value or config.data_dir,
         )
         task, best = load_run(config, workdir)
-        if task.dataset.dynamic and _SPLIT.value == "train":
+        if task.dataset.prepare is not data.cast and _SPLIT.value == "train":
             raise ValueError("--split=train has no NLL where it is binarized afresh every epoch")
-        mesh = parallel.make_mesh()
-        estimate = estimate_nll(task, mesh, best.params, getattr(task.dataset, _SPLIT.value))
+        placement = sharding.Placement(sharding.make_mesh())
+        rows = getattr(task.dataset, _SPLIT.value)
+        estimate = estimate_nll(task, placement, best.params, rows)
         result = {
             "dataset": config.dataset,
             "split": _SPLIT.value,

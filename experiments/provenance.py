@@ -1,9 +1,10 @@
-"""Where a number comes from: command, versions and hardware."""
+"""Where a number comes from: command, commit, versions and hardware."""
 
 import datetime
 import os
 import pathlib
 import platform
+import subprocess
 from typing import Any
 
 import flax
@@ -15,13 +16,30 @@ import led_jax
 
 
 def origin(command: str) -> dict[str, Any]:
-    """What every result says of itself: its command, versions, hardware and date."""
+    """What every result says of itself: its command, commit, versions, hardware and date."""
     return {
         "command": command,
+        "commit": commit(),
         "versions": versions(),
         "hardware": hardware(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
+
+
+def commit() -> str | None:
+    """The project's commit, with "+dirty" where tracked files differ from it; None without git."""
+    here = pathlib.Path(__file__)
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here.parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # Not of a repository that is around us.
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + "+dirty" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def versions() -> dict[str, str]:

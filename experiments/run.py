@@ -10,44 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jax.sharding import Mesh
 
-from experiments import provenance
-from experiments.config import Config, check_workdir, read_json, write_json
-from experiments.fit import (
+from experiments import plots, provenance
+from experiments.config import Config
+from experiments.flags import to_command
+from experiments.trainer import (
     Stopped,
     Task,
     fit,
-    make_mesh,
+    make_placement,
     make_task,
     restore,
     stop_on_signal,
     stream,
 )
-from led_jax import objectives, parallel, plots
+from experiments.workdir import check_workdir, read_json, write_config, write_json
+from led_jax import estimators, sharding
 from led_jax.data import Dataset
 from led_jax.model import LED
+from led_jax.sharding import Placement
 from led_jax.training import TrainState
-
-# Fields of the configuration that every result repeats.
-_REPORTED = (
-    "dataset",
-    "network",
-    "weight_norm",
-    "latent_dim",
-    "latent_shape",
-    "prior",
-    "prior_mask",
-    "prior_depth",
-    "prior_transformer",
-    "posterior",
-    "posterior_mask",
-    "posterior_depth",
-    "posterior_transformer",
-    "posterior_context",
-    "seed",
-    "epochs",
-)
 
 
 def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -67,8 +49,8 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
       FloatingPointError: if too many updates, or the validation's bound, are not finite.
       Stopped: if SIGTERM or SIGINT came. The state is saved.
     """
-    command = config.to_command()
-    if parallel.broadcast(_digest(command)) != _digest(command):
+    command = to_command(config)
+    if sharding.broadcast(_digest(command)) != _digest(command):
         raise ValueError(
             f"process {jax.process_index()} has other flags than the first one, namely {command}; "
             "give all of them to each process, also to go on where they do not share --workdir"
@@ -79,38 +61,37 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     if writes:
         check_workdir(config, workdir)
         result = read_json(result_path)
-    if parallel.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
+    if sharding.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
         return result or {}
-    task, mesh = make_task(config), make_mesh(config)
+    origin = provenance.origin(command)  # Of the code that runs, whatever is committed meanwhile.
+    task, placement = make_task(config), make_placement(config)
     restored = restore(task, workdir) if writes else None
     if writes:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "config.json", vars(config))
+        write_config(config, workdir)
     with stop_on_signal() as stopped:
-        best, log = fit(task, mesh, workdir, restored, stopped)
-        estimate = estimate_nll(task, mesh, best.params, task.dataset.test, stopped)
+        best, log = fit(task, placement, workdir, restored, stopped)
+        estimate = estimate_nll(task, placement, best.params, task.dataset.test, stopped)
     if not writes:
         return {}
     draw_pictures(config, task.led, best.params, task.dataset, log["history"], workdir)
     best_record = max(log["history"], key=lambda record: record["valid_elbo"])
     seconds = log["epoch_seconds"]
     result = {
-        **{name: getattr(config, name) for name in _REPORTED},
+        **config.report(),
         "best_epoch": best_record["epoch"],
         "valid_elbo": best_record["valid_elbo"],
         "test_elbo": estimate.elbo,
         "nll": estimate.nll,
         "nll_se": estimate.standard_error,
         "nll_monte_carlo_se": estimate.monte_carlo_error,
-        "nll_samples": config.nll_samples,
         "num_params": sum(leaf.size for leaf in jax.tree.leaves(best.params)),
         "skipped": log["skipped"],
-        "devices": mesh.size,
+        "devices": placement.mesh.size,
         "processes": jax.process_count(),
         "compile_seconds": log["compile_seconds"],
         "seconds_per_epoch": statistics.median(seconds[1:] or seconds),
         "seconds_train": log["seconds_train"],
-        **provenance.origin(command),
+        **origin,
     }
     write_json(result_path, result)
     return read_json(result_path) or {}  # As a finished run's is read again: JSON has no tuples.
@@ -130,16 +111,17 @@ def load_run(config: Config, workdir: pathlib.Path) -> tuple[Task, TrainState]:
     restored = restore(task, workdir)
     if restored is None:
         raise ValueError(f"{workdir} has no checkpoint yet")
-    return task, jax.device_put(restored[1])
+    progress, _ = restored
+    return task, jax.device_put(progress.best)
 
 
 def estimate_nll(
     task: Task,
-    mesh: Mesh,
+    placement: Placement,
     params: Any,
     split: np.ndarray,
     stopped: Callable[[], bool] = lambda: False,
-) -> objectives.NLL:
+) -> estimators.NLL:
     """The importance-sampled NLL of a split, with a progress bar.
 
     Raises:
@@ -153,7 +135,7 @@ def estimate_nll(
             if stopped():
                 raise Stopped("stopped after training, in the estimation of the NLL")
 
-        return objectives.nll(
+        return estimators.nll(
             task.led,
             params,
             stream(config, "nll"),
@@ -161,8 +143,7 @@ def estimate_nll(
             config.nll_samples,
             samples_per_chunk=samples_per_chunk(config),
             progress=progress,
-            mesh=mesh,
-            method=config.parallel,
+            placement=placement,
         )
 
 
@@ -181,8 +162,8 @@ def draw_pictures(
 ) -> None:
     """Writes samples.png, reconstructions.png and curves.png."""
     z_key, reconstruct_key = jax.random.split(stream(config, "pictures"))
-    z, _ = led.prior.sample_and_log_prob(params["prior"], z_key, (100,))
-    samples = led.decoder.mean(params["decoder"], z)
+    z, _ = led.prior_sample_and_log_prob(params, z_key, (100,))
+    samples = led.decode(params, z)
     images = jnp.asarray(dataset.valid[:50], jnp.float32)
     reconstructions = led.reconstruct(params, reconstruct_key, images)
     # Rows of ten images, each row above its reconstructions.

@@ -10,21 +10,24 @@ with the list as its "results".
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import statistics
 import sys
+import urllib.parse
 from typing import Any, NamedTuple
 
 import jax
 import tqdm
 from absl import app, flags
 
-from experiments import distributed
-from experiments.config import Config, read_json, required_workdir, start, write_json
-from experiments.fit import Stopped
+from experiments import distributed, plots
+from experiments.config import Config
+from experiments.flags import from_command, required_workdir, start
 from experiments.run import run
-from led_jax import plots
+from experiments.trainer import Stopped
+from experiments.workdir import read_json, write_json
 
 
 class Cell(NamedTuple):
@@ -98,6 +101,8 @@ TABLES = {
 }
 """Huang et al. (2017): table -> column -> cells."""
 
+_MAX_NAME = 150  # Of the 255 bytes that file systems allow.
+
 _TABLE = flags.DEFINE_integer("table", 1, "Number of the paper's table.")
 _COLUMNS = flags.DEFINE_list("columns", [], "Columns to train; empty: all of the table's.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of every cell.")
@@ -127,17 +132,29 @@ def sweep(
         for cell in cells:
             for seed in seeds:
                 config = dataclasses.replace(cell.config, seed=seed, **overrides)
-                name = (
-                    f"{config.network}-prior{config.prior_depth}"
-                    f"-{config.posterior}{config.posterior_depth}-seed{seed}"
-                )
-                runs.setdefault(name, (cell, config, []))[2].append(column)
+                runs.setdefault(run_name(config), (cell, config, []))[2].append(column)
     results = []
     for name, (cell, config, columns) in runs.items():
         tqdm.tqdm.write(f"== {name}", file=sys.stderr)
         result = run(config, workdir / name)
         results.append(result | {"paper_nll": cell.paper_nll, "columns": columns})
     return results
+
+
+def run_name(config: Config) -> str:
+    """A directory's name for a run: the fields that tell it from others, with their values.
+
+    A name is no longer than `_MAX_NAME` characters: the end of a longer one is a hash of the whole.
+    """
+    parts = []
+    for field, value in config.identity().items():
+        value = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        parts.append(f"{field}={urllib.parse.quote(value, safe='')}")
+    name = ",".join(parts) or "default"
+    if len(name) <= _MAX_NAME:
+        return name
+    digest = "+" + hashlib.sha256(name.encode()).hexdigest()[:16]
+    return name[: _MAX_NAME - len(digest)] + digest
 
 
 def to_markdown(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> str:
@@ -177,13 +194,19 @@ def to_markdown(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> 
 
 
 def _runs_of(cell: Cell, column: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    depths = (cell.config.prior_depth, cell.config.posterior_depth)
-    return [
+    """The results of a cell, whatever their seeds; where epochs differ, those with the most."""
+
+    def identity(config: Config) -> dict[str, Any]:
+        return dataclasses.replace(config, seed=0, epochs=None).identity()
+
+    wanted = identity(cell.config)
+    runs = [
         result
         for result in results
-        if column in result["columns"]
-        and (result["prior_depth"], result["posterior_depth"]) == depths
+        if column in result["columns"] and identity(from_command(result["command"])) == wanted
     ]
+    most = max((run["epochs"] for run in runs), default=0)
+    return [run for run in runs if run["epochs"] == most]
 
 
 def _mean_and_error(runs: list[dict[str, Any]]) -> tuple[float, float]:
@@ -234,13 +257,11 @@ def _write(
 
 
 def _merge(before: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Earlier results of a table and new ones; of a cell that is in both, the new one."""
-
-    def cell(result: dict[str, Any]) -> tuple[Any, ...]:
-        names = ("network", "prior_depth", "posterior", "posterior_depth", "seed")
-        return tuple(result[name] for name in names)
-
-    earlier, new = ({cell(result): result for result in part} for part in (before, results))
+    """Earlier results of a table and new ones; of a run that is in both, the new one."""
+    earlier, new = (
+        {run_name(from_command(result["command"])): result for result in part}
+        for part in (before, results)
+    )
     for key in earlier.keys() & new.keys():
         columns = dict.fromkeys([*earlier[key]["columns"], *new[key]["columns"]])
         new[key] = new[key] | {"columns": list(columns)}

@@ -16,9 +16,9 @@ import jax
 from absl import app, flags
 
 from experiments import distributed
-from experiments.config import config_from_flags, define_flags, start
-from experiments.fit import Stopped
+from experiments.flags import config_from_flags, define_flags, start
 from experiments.run import run
+from experiments.trainer import Stopped
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Directory of the run; empty: a new one under runs/. An unfinished one goes on."

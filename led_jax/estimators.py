@@ -20,7 +20,7 @@ Params = Any
 def importance_weighted_bound(
     led: LED, params: Params, key: Array, x: Array, num_samples: int
 ) -> Array:
-    """Log 1/K sum_k p(x, z_k) / q(z_k|x), a lower bound on log p(x) that tightens with K.
+    """log 1/K sum_k p(x, z_k) / q(z_k|x), a lower bound on log p(x) that tightens with K.
 
     Burda, Grosse and Salakhutdinov (2016), eq. 8, https://arxiv.org/abs/1509.00519.
 
@@ -236,7 +236,7 @@ class MarginalMatching(NamedTuple):
 
     @property
     def kl(self) -> Array:
-        """Log q(z|x) - log p(z), of mean E_x KL(q(z|x) || p(z))."""
+        """log q(z|x) - log p(z), of mean E_x KL(q(z|x) || p(z))."""
         return self.mutual_information + self.marginal_kl
 
 
@@ -300,7 +300,7 @@ def encode_all(led: LED, params: Params, x: Array, batch_size: int = 1000) -> En
 
 @partial(jax.jit, static_argnums=0)
 def aggregated_posterior_log_prob(led: LED, params: Params, z: Array, encoding: Encoding) -> Array:
-    """Log q(z) = log 1/N sum_j q(z|x_j), the density that the prior is to match.
+    """log q(z) = log 1/N sum_j q(z|x_j), the density that the prior is to match.
 
     Args:
       led: the model.
@@ -323,7 +323,7 @@ def aggregated_posterior_log_prob(led: LED, params: Params, z: Array, encoding: 
 
 
 def _normal_mixture_log_prob(x: Array, mean: Array, log_std: Array) -> Array:
-    """Log 1/N sum_j N(x; mean_j, std_j^2), for x `[n, ...]` and N rows of parameters.
+    """log 1/N sum_j N(x; mean_j, std_j^2), for x `[n, ...]` and N rows of parameters.
 
     The squares are expanded, (x - m)^2 = x^2 - 2 x m + m^2, so that all pairs are one matrix
     product; means are centered first, which keeps the terms that cancel small.

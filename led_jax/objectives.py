@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 Params = Any
-Schedule = Callable[[Array], Array | float]
+Schedule = Callable[[Array], Any]
 
 
 class InitFn(Protocol):

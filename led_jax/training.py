@@ -162,17 +162,40 @@ def init_state(
       x: prepared rows of the data `[n, *x_shape]`.
       objective: what is to be minimised; None takes `objectives.elbo()`.
     """
-    objective = objective or elbo()
-
+    init = partial(_init_state, model, optimizer, objective or elbo())
     # Runs once, so that it is compiled quickly rather than well.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def init(key: Array, x: Array) -> tuple[Params, Params]:
-        params_key, own_key = jax.random.split(key)
-        params = model.init(params_key, x)
-        return params, objective.init(own_key, model, params, x)
+    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(key, x)
 
+
+def state_shape(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    x: Any,
+    objective: Objective | None = None,
+) -> TrainState:
+    """The shapes and dtypes of a state, as `jax.ShapeDtypeStruct`: nothing is computed.
+
+    Args:
+      model: the model.
+      optimizer: the optimizer.
+      x: prepared rows of the data, or their shape and dtype.
+      objective: as in `init_state`.
+    """
+    init = partial(_init_state, model, optimizer, objective or elbo())
+    return jax.eval_shape(init, jax.eval_shape(jax.random.key, 0), x)
+
+
+def _init_state(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    key: Array,
+    x: Array,
+) -> TrainState:
     init_key, run_key = jax.random.split(key)
-    params, own = init(init_key, x)
+    params_key, own_key = jax.random.split(init_key)
+    params = model.init(params_key, x)
+    own = objective.init(own_key, model, params, x)
     opt_state = optimizer.init((params, own))
     return TrainState(params, own, opt_state, run_key, jnp.zeros((), jnp.int32))
 

@@ -292,7 +292,7 @@ def pareto_k(log_weights: Array | np.ndarray) -> float:
 def _log_densities(
     density: Density, params: Params, key: Array, log_density: LogDensity, num_samples: int
 ) -> tuple[Array, Array]:
-    """Log p(x) and log q(x) at samples x of q, each `[num_samples]`."""
+    """log p(x) and log q(x) at samples x of q, each `[num_samples]`."""
     x, log_prob = density.sample_and_log_prob(params, key, (num_samples,))
     target = log_density(x)
     if jnp.shape(target) != (num_samples,):

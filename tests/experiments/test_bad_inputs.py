@@ -26,7 +26,7 @@ import contextlib, importlib, io, json, sys, traceback
 from absl import app, flags
 module = importlib.import_module(f"experiments.{sys.argv[1]}")
 if sys.argv[1] == "train":
-    from experiments.config import define_flags
+    from experiments.flags import define_flags
     define_flags()
 answers = []
 for args in json.load(sys.stdin):
@@ -171,7 +171,8 @@ CASES = [
         ("--devices=-1", "--devices must be 0 or more, got -1"),
         ("--devices=3", "--devices: expected 1 to 2 cpu devices (0 takes all), got 3"),
         ("--batch_size=25", "--batch_size=25 does not divide over 2 devices"),
-        ("--parallel=pjit", "value should be one of <pmap|shard_map>"),
+        ("--parallel=shard_map", "value should be one of <jit|pmap>"),
+        ("--parallel=pmap --data_placement=host", "needs --data_placement=device, got 'host'"),
         ("--data_placement=disk", "value should be one of <device|host>"),
         ("--checkpoint_minutes=-1", "--checkpoint_minutes must be 0 or more, got -1.0"),
         ("--checkpoint_minutes=nan", "--checkpoint_minutes must be 0 or more, got nan"),
@@ -202,7 +203,7 @@ CASES = [
     ),
     Case("train", "--workdir=DIR/w", "expected at most", written("w/config.json", b" " * 2**21)),
     Case("train", "--workdir=DIR/w", "'colour'", edited(colour="red")),
-    Case("train", "--workdir=DIR/w", "--epochs must be like 0, got 'many'", edited(epochs="many")),
+    Case("train", "--workdir=DIR/w", "--epochs must be a whole number, got", edited(epochs="many")),
     Case("train", "--workdir=DIR/w", "--dataset must be like 'digits', got 3", edited(dataset=3)),
     Case("train", "--workdir=DIR/w", "--prior_hidden must be like", edited(prior_hidden="9")),
     Case("train", "--workdir=DIR/w --seed=1", "--seed is 0 there and 1 here", unfinished),

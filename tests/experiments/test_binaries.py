@@ -27,16 +27,20 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "args", "message"),
+    ("figure", "args", "message"),
     [
         ("mixture", [], "--workdir is required"),
         ("posterior_gap", ["--workdir=w", "stray"], "unknown arguments: stray"),
         ("marginal_matching", ["--workdir=w"], "--runs must name the directory"),
-        ("marginal_matching", ["--workdir=w", "--runs=absent"], "absent holds no finished run"),
+        (
+            "marginal_matching",
+            ["--workdir=w", "--runs=absent"],
+            "absent holds no finished run",
+        ),
     ],
 )
-def test_a_figures_wrong_flag_is_one_clear_line(tmp_path, module, args, message):
-    process = launch(module, *args, cwd=tmp_path)
+def test_a_figures_wrong_flag_is_one_clear_line(tmp_path, figure, args, message):
+    process = launch(f"figures.{figure}", *args, cwd=tmp_path)
     assert process.returncode != 0
     assert message in process.stdout + process.stderr
     assert "Traceback" not in process.stderr

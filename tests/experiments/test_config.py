@@ -5,20 +5,22 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.config import Config, build_led, check_workdir, read_config, write_json
+from experiments.config import Config
+from experiments.flags import from_command, to_command
+from experiments.models import build_led
+from experiments.workdir import check_workdir, read_config, write_config, write_json
 from led_jax import data, flows
 
 
-def test_epochs_default_to_the_data_set():
-    assert Config().epochs < Config(dataset="binarized_mnist").epochs
-
-
-def test_the_latent_size_defaults_to_the_papers():
-    assert Config().latent_dim == 50 and Config(network="resconv").latent_dim == 32
-    command = Config(dataset="binarized_mnist", network="resconv", weight_norm=True).to_command()
-    assert command == (
-        "python -m experiments.train --dataset=binarized_mnist --network=resconv --weight_norm=True"
-    )
+def test_defaults_are_those_of_the_final_configuration():
+    config = Config()
+    assert (config.num_epochs, config.latent_size) == (200, 50)
+    config = dataclasses.replace(config, dataset="binarized_mnist", network="resconv")
+    assert (config.num_epochs, config.latent_size) == (400, 32)
+    config = dataclasses.replace(config, latent_shape=(7, 7, 2))
+    assert config.latent_size == 98
+    assert (config.record()["epochs"], config.record()["latent_dim"]) == (400, 98)
+    assert (Config(epochs=3).num_epochs, Config(latent_dim=4).latent_size) == (3, 4)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_the_latent_size_defaults_to_the_papers():
     [
         ("prior_depth", -1, "--prior_depth must be 0 or more, got -1"),
         ("posterior_depth", -2, "--posterior_depth must be 0 or more, got -2"),
-        ("latent_dim", -1, "--latent_dim must be positive, got -1"),
+        ("latent_dim", 0, "--latent_dim must be positive, got 0"),
         ("epochs", -5, "--epochs must be positive, got -5"),
         ("batch_size", 0, "--batch_size must be positive, got 0"),
         ("learning_rate", 0.0, "--learning_rate must be positive, got 0.0"),
@@ -122,17 +124,16 @@ def test_an_autoregressive_prior_scores_without_a_loop(prior):
     assert "scan" not in str(jax.make_jaxpr(led.prior.log_prob)(params, z))
     # A fresh prior is N(0, I).
     params = jax.jit(led.prior.init)(jax.random.key(0), z)
-    expected = -0.5 * config.latent_dim * jnp.log(2 * jnp.pi)
+    expected = -0.5 * config.latent_size * jnp.log(2 * jnp.pi)
     assert jnp.allclose(jax.jit(led.prior.log_prob)(params, z), expected)
 
 
 def test_the_latent_shape_sets_the_latent_dim():
     config = Config(**SPATIAL, posterior="pixelcnn")
-    assert config.latent_dim == 32
-    assert config.to_command() == (
+    assert config.latent_size == 32
+    assert to_command(config) == (
         "python -m experiments.train --network=resconv --latent_shape=4,4,2 --posterior=pixelcnn"
     )
-    assert Config(**json.loads(json.dumps(vars(config)))) == config
     with pytest.raises(ValueError, match="--latent_dim is 5 and --latent_shape.* has 32 entries"):
         Config(**SPATIAL, latent_dim=5)
 
@@ -166,14 +167,16 @@ def test_each_transformer_flag_reaches_its_own_flow(posterior, transformer):
 
 def test_the_record_is_read_back(tmp_path):
     config = Config(prior_hidden=(7, 3), seed=5)
-    write_json(tmp_path / "config.json", vars(config))
-    assert read_config(tmp_path) == config
+    write_config(config, tmp_path)
+    found = read_config(tmp_path)
+    assert found == dataclasses.replace(config, epochs=200, latent_dim=50)
+    assert found.record() == config.record()
     check_workdir(config, tmp_path)
     check_workdir(dataclasses.replace(config, nll_samples=7, data_dir="elsewhere"), tmp_path)
 
 
 def test_another_configurations_workdir_is_refused_by_name(tmp_path):
-    write_json(tmp_path / "config.json", vars(Config()))
+    write_config(Config(), tmp_path)
     other = Config(seed=1, prior_depth=2)
     with pytest.raises(ValueError, match="--prior_depth is 4 there and 2 here; --seed is 0 there"):
         check_workdir(other, tmp_path)
@@ -196,11 +199,25 @@ def test_a_broken_record_is_an_error_that_names_the_file(tmp_path, content):
         read_config(tmp_path)
 
 
-def test_the_command_says_what_differs_from_the_defaults():
+def test_the_command_says_what_differs_from_the_defaults_and_is_read_back():
     config = Config(dataset="binarized_mnist", data_dir="secret", prior_hidden=(5, 6), seed=3)
-    assert config.to_command() == (
+    command = to_command(config)
+    assert command == (
         "python -m experiments.train --dataset=binarized_mnist --prior_hidden=5,6 --seed=3"
     )
+    assert to_command(dataclasses.replace(config, epochs=400, latent_dim=50)) == command
+    assert from_command(command) == dataclasses.replace(config, data_dir="")
+    config = Config(network="resconv", weight_norm=True, latent_shape=(7, 7, 2), clip_norm=1e-05)
+    assert from_command(to_command(config)) == config
+    assert to_command(Config()) == "python -m experiments.train"
+    assert from_command(to_command(Config())) == Config()
+
+
+def test_what_makes_two_runs_one():
+    config = Config(learning_rate=1e-3, nll_samples=7, devices=1, data_dir="secret")
+    assert config.changes() == {"learning_rate": 1e-3, "nll_samples": 7, "devices": 1}
+    assert config.identity() == {"learning_rate": 1e-3}
+    assert Config(epochs=200, latent_dim=50).identity() == {}
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

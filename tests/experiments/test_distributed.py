@@ -10,12 +10,13 @@ import pytest
 from support import free_port
 
 from experiments.config import Config
+from experiments.flags import to_command
 from experiments.run import run
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
 TINY = Config(epochs=2, latent_dim=3, prior_depth=1, prior_hidden=(4,), nll_samples=5)
-FLAGS = TINY.to_command().split()[3:]
+FLAGS = to_command(TINY).split()[3:]
 
 
 def launch_two(directory, module, *flags):
@@ -97,7 +98,7 @@ def test_a_dead_coordinator_is_one_clear_line(tmp_path):
 import sys
 from absl import app
 from experiments import distributed, train
-from experiments.config import define_flags
+from experiments.flags import define_flags
 distributed._CONNECT_SECONDS = 2
 define_flags()
 app.run(train.main)

@@ -12,8 +12,9 @@ import jax
 import pytest
 from support import assert_trees_equal
 
-from experiments.config import Config, read_config
-from experiments.fit import make_task
+from experiments.config import Config
+from experiments.trainer import make_task
+from experiments.workdir import read_config
 from led_jax import checkpoints
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -51,7 +52,7 @@ def uninterrupted(launch):
 
 
 def trees(workdir):
-    like = jax.eval_shape(make_task(read_config(workdir) or Config()).fresh_state)
+    like = make_task(read_config(workdir) or Config()).state_shape()
     found = checkpoints.restore(workdir / "checkpoints", {"last": like, "best": like})
     return found.trees, found.meta["history"]
 

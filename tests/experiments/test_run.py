@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import fit
 from experiments import run as run_module
+from experiments import trainer
 from experiments.config import Config
-from experiments.fit import make_task
+from experiments.flags import from_command
 from experiments.run import load_run, run
+from experiments.trainer import make_task
 from led_jax import checkpoints, data, training
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -27,9 +28,8 @@ TINY = Config(
     nll_samples=20,
 )
 FIELDS = (
-    "dataset network latent_dim prior prior_depth prior_transformer posterior posterior_depth "
-    "posterior_transformer seed epochs best_epoch valid_elbo test_elbo nll nll_se nll_samples "
-    "compile_seconds seconds_per_epoch seconds_train"
+    "best_epoch valid_elbo test_elbo nll nll_se nll_samples num_params skipped devices processes "
+    "compile_seconds seconds_per_epoch seconds_train command commit versions hardware date"
 ).split()
 
 
@@ -46,6 +46,8 @@ def best_params(config, workdir):
 def test_the_result_has_every_field_and_is_on_disk(finished):
     workdir, result = finished
     assert set(FIELDS) <= set(result)
+    assert result["learning_rate"] == 2e-3 and result["prior_hidden"] == [8]
+    assert from_command(result["command"]).record() == TINY.record()
     assert json.loads((workdir / "result.json").read_text()) == result
     assert result["nll"] <= -result["test_elbo"]
     assert 0 < result["nll_se"] < 5
@@ -55,8 +57,10 @@ def test_the_result_has_every_field_and_is_on_disk(finished):
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == list(range(1, 7))
     for r in records:
-        bound = r["log_likelihood"] + r["log_prior"] - r["log_posterior"]
-        assert r["valid_elbo"] == pytest.approx(bound, abs=1e-3)
+        for split in ("train", "valid"):
+            terms = [r[f"{split}_log_{name}"] for name in ("likelihood", "prior", "posterior")]
+            bound = terms[0] + terms[1] - terms[2]
+            assert r[f"{split}_elbo"] == pytest.approx(bound, abs=1e-3)
 
 
 def test_a_finished_run_is_not_run_again(finished, monkeypatch):
@@ -90,33 +94,33 @@ def nan_in_step(monkeypatch, number):
     """Makes the loss of one step of every epoch NaN."""
     train_step = training.train_step
 
-    def broken(led, optimizer, params, opt_state, key, x, kl_weight, axis_name):
-        # The KL's weight counts the steps of a warm-up as long as the run.
-        spoilt = jnp.where(jnp.isclose(kl_weight * 6 * 12 % 12, number, atol=0.1), jnp.nan, 1.0)
-        return train_step(led, optimizer, params, opt_state, key, x * spoilt, kl_weight, axis_name)
+    def broken(model, optimizer, objective, trained, opt_state, key, x, step, average):
+        spoilt = jnp.where(step % 12 == number, jnp.nan, 1.0)
+        args = (model, optimizer, objective, trained, opt_state, key, x * spoilt, step, average)
+        return train_step(*args)
 
     monkeypatch.setattr(training, "train_step", broken)
-    return dataclasses.replace(TINY, kl_warmup=0.999999)
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, monkeypatch):
-    result = run(nan_in_step(monkeypatch, 3), tmp_path / "e")
+    nan_in_step(monkeypatch, 3)
+    result = run(TINY, tmp_path / "e")
     assert result["skipped"] == 6 and np.isfinite(result["nll"])
     found = checkpoints.restore(
         tmp_path / "e" / "checkpoints",
-        dict.fromkeys(("last", "best"), jax.eval_shape(make_task(TINY).fresh_state)),
+        dict.fromkeys(("last", "best"), make_task(TINY).state_shape()),
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.trees["last"].params))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.trees["best"].params))
 
 
 def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch):
-    config = nan_in_step(monkeypatch, 3)
-    config = dataclasses.replace(config, max_skipped=2, checkpoint_epochs=1)
+    nan_in_step(monkeypatch, 3)
+    config = dataclasses.replace(TINY, max_skipped=2, checkpoint_epochs=1)
     with pytest.raises(
         FloatingPointError,
         match="not finite in step 4 of epoch 3: 3 updates were skipped for that so far, more than "
-        rf"--max_skipped=2. The last good checkpoint is {tmp_path}/f/checkpoints/2. Start again",
+        rf"max_skipped=2. The last good checkpoint is {tmp_path}/f/checkpoints/2; start again",
     ):
         run(config, tmp_path / "f")
     assert not (tmp_path / "f" / "result.json").exists()
@@ -128,7 +132,9 @@ def test_data_on_the_host_train_as_on_the_device(finished, tmp_path):
     pytest.importorskip("grain")
     workdir, result = finished
     config = dataclasses.replace(TINY, data_placement="host")
-    with mock.patch.object(fit, "BLOCK_STEPS", 5):  # Twelve steps: two whole blocks and a rest.
+    with mock.patch.object(
+        training, "_BLOCK_STEPS", 5
+    ):  # Twelve steps: two whole blocks and a rest.
         again = run(config, tmp_path / "h")
     assert again["nll"] == pytest.approx(result["nll"], rel=1e-5)
     histories = [
@@ -140,7 +146,7 @@ def test_data_on_the_host_train_as_on_the_device(finished, tmp_path):
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path, monkeypatch):
     mesh = mock.Mock(size=3)
-    monkeypatch.setattr(fit.parallel, "make_mesh", lambda devices: mesh)
+    monkeypatch.setattr(trainer.sharding, "make_mesh", lambda devices: mesh)
     with pytest.raises(ValueError, match="--batch_size=100 does not divide over 3 devices"):
         run(TINY, tmp_path / "i")
     assert not (tmp_path / "i").exists()

@@ -1,12 +1,14 @@
 import dataclasses
 import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
 
 from experiments import sweep as sweep_module
 from experiments.config import Config
-from experiments.sweep import TABLES, Cell, sweep, to_markdown
+from experiments.sweep import TABLES, Cell, run_name, sweep, to_markdown
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -28,7 +30,7 @@ def test_the_table_is_the_papers():
     for cells in TABLES[1].values():
         assert [cell.depth for cell in cells] == [0, 4, 8, 12]
     rows = [
-        (cell.paper_nll, c.network, c.latent_dim, c.prior_depth, c.posterior, c.posterior_depth)
+        (cell.paper_nll, c.network, c.latent_size, c.prior_depth, c.posterior, c.posterior_depth)
         for cells in TABLES[2].values()
         for cell in cells
         for c in [cell.config]
@@ -90,10 +92,51 @@ def test_markdown_shows_ours_beside_the_papers(finished):
     assert any("python -m experiments.train" in line for line in lines)
 
 
-def test_another_setting_in_the_same_directory_is_refused(finished):
-    workdir, _ = finished
-    with pytest.raises(ValueError, match="--epochs is 1 there and 2 here"):
-        sweep(SMALL, [0], workdir, epochs=2)
+OTHERS = [
+    {"prior_transformer": "rational_quadratic"},
+    {"posterior_context": 7},
+    {"prior_hidden": (1, 2)},
+    {"prior_hidden": (12,)},
+    {"learning_rate": 1e-3},
+    {"epochs": 2},
+    {"dataset": "a/b"},
+    {"dataset": "a,seed=1"},
+    {"dataset": "a" * 300},
+    {"dataset": "a" * 301},
+]
+
+
+def test_two_runs_share_a_directory_only_if_they_are_one():
+    names = [run_name(dataclasses.replace(TINY, **fields)) for fields in ({}, *OTHERS)]
+    assert len(set(names)) == len(names)
+    assert all(len(name) <= 150 and re.fullmatch(r"[\w=,.%+-]+", name) for name in names)
+    assert names[3] == "latent_dim=3,prior_depth=0,prior_hidden=1x2,epochs=1"
+    assert run_name(Config(nll_samples=9, data_dir="d", epochs=200)) == "default"
+
+
+def test_a_cells_results_are_those_of_its_own_configuration(finished):
+    _, results = finished
+    of_cell = [r for r in results if r["prior_depth"] == 1]
+    other = of_cell[0] | {"command": of_cell[0]["command"] + " --prior_transformer=gated"}
+    longer = of_cell[1] | {
+        "epochs": 9,
+        "command": of_cell[1]["command"].replace("--epochs=1", "--epochs=9"),
+    }
+    assert sweep_module._merge(results, [other, longer]) == [*results, other, longer]
+    again = of_cell[0] | {"nll": 1.0, "columns": ["c"]}
+    merged = sweep_module._merge(results, [again])
+    assert len(merged) == len(results) and again | {"columns": ["a", "c"]} in merged
+    found = sweep_module._runs_of(SMALL["a"][1], "a", [*results, other])
+    assert found == of_cell
+    assert sweep_module._runs_of(SMALL["a"][1], "a", [*results, longer]) == [longer]
+
+
+def test_the_committed_tables_hold_every_cell():
+    for number, table in TABLES.items():
+        path = pathlib.Path(__file__).parents[2] / "results" / f"table{number}.json"
+        results = json.loads(path.read_text())
+        for column, cells in table.items():
+            assert all(sweep_module._runs_of(cell, column, results) for cell in cells)
 
 
 def test_main_writes_the_table_column_by_column(finished, monkeypatch, capsys):

@@ -1,0 +1,1 @@
+"""The paper's claims, computed and drawn: one binary a claim."""

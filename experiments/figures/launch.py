@@ -1,0 +1,45 @@
+"""What the binaries that draw a figure share: their flags, and how a result is written."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+
+from experiments import provenance
+from experiments.flags import required_workdir, start
+from experiments.workdir import write_json
+
+
+def define_flags() -> None:
+    """Defines --workdir, --seed and --fast."""
+    flags.DEFINE_string("workdir", "", "Directory to write to.")
+    flags.DEFINE_integer("seed", 0, "Seed of everything random but the splits of data sets.", 0)
+    flags.DEFINE_bool("fast", False, "A short and coarse version, to see that all works.")
+
+
+def launch(module: str, figure: str, run: Callable[[bool, int, pathlib.Path], dict]) -> None:
+    """Runs a binary: draws WORKDIR/figure.png, writes WORKDIR/figure.json and prints it.
+
+    Args:
+      module: name of the binary's module.
+      figure: name of the figure.
+      run: `(fast, seed, workdir) -> numbers`, which draws into `workdir`.
+    """
+
+    def main(argv: list[str]) -> None:
+        start(argv)
+        fast, seed = flags.FLAGS.fast, flags.FLAGS.seed
+        workdir = required_workdir()
+        command = f"python -m experiments.figures.{module} --seed={seed}" + " --fast" * fast
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            numbers = run(fast, seed, workdir)
+        except (ValueError, OSError, FloatingPointError) as error:
+            raise SystemExit(f"error: {error}") from error
+        result: dict[str, Any] = numbers | {"seed": seed} | provenance.origin(command)
+        write_json(workdir / f"{figure}.json", result)
+        print(json.dumps(result))
+
+    app.run(main)

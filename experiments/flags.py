@@ -1,0 +1,97 @@
+"""Flags of the binaries, and configurations from and to them."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl import app, flags, logging
+
+from experiments.config import Config
+from experiments.workdir import read_config
+
+_PROGRAM = "python -m experiments.train"
+
+
+def start(argv: list[str]) -> None:
+    """What every binary does first: it quietens logs and refuses stray arguments."""
+    logging.set_verbosity(logging.WARNING)  # The checkpointing library reports every file.
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+
+
+def required_workdir() -> pathlib.Path:
+    """The directory that --workdir names, for binaries that choose none themselves."""
+    if not flags.FLAGS.workdir:
+        raise app.UsageError("--workdir is required")
+    return pathlib.Path(flags.FLAGS.workdir).expanduser()
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines one flag for each field of `Config`."""
+    define = {
+        str: flags.DEFINE_string,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        bool: flags.DEFINE_boolean,
+        type(None): flags.DEFINE_integer,
+    }
+    options: dict[str, Any] = {"flag_values": flag_values}
+    for field in dataclasses.fields(Config):
+        default: Any = field.default
+        help, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, default, choices, help, **options)
+        elif isinstance(default, tuple):
+            flags.DEFINE_list(field.name, list(map(str, default)), help, **options)
+        else:
+            define[type(default)](field.name, default, help, **options)
+
+
+def config_from_flags(workdir: pathlib.Path) -> Config:
+    """The run's configuration: the one on record in `workdir`, with the flags given beside it.
+
+    Raises:
+      ValueError: if a flag is invalid.
+    """
+    given = _given(flags.FLAGS)
+    if given.get("data_dir"):  # The run may go on from another directory.
+        given["data_dir"] = str(pathlib.Path(given["data_dir"]).expanduser().resolve())
+    return dataclasses.replace(read_config(workdir) or Config(), **given)
+
+
+def to_command(config: Config) -> str:
+    """The command line that makes this run, without its machine's paths."""
+    args = [
+        f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in config.changes().items()
+    ]
+    return " ".join([_PROGRAM, *args])
+
+
+def from_command(command: str) -> Config:
+    """The configuration of a command line as `to_command` makes it."""
+    flag_values = flags.FlagValues()
+    define_flags(flag_values)
+    flag_values(["train", *command.removeprefix(_PROGRAM).split()])
+    return Config(**_given(flag_values))
+
+
+def _given(flag_values: flags.FlagValues) -> dict[str, Any]:
+    """The fields of `Config` whose flags are present."""
+    given = {}
+    for field in dataclasses.fields(Config):
+        flag = flag_values[field.name]
+        if flag.present:
+            value: Any = flag.value
+            widths = isinstance(field.default, tuple)
+            given[field.name] = _parse_widths(field.name, value) if widths else value
+    return given
+
+
+def _parse_widths(name: str, values: list[str]) -> tuple[int, ...]:
+    if not values or not all(value.strip().isdecimal() and int(value) > 0 for value in values):
+        raise ValueError(
+            f"--{name} must be positive widths separated by commas, such as 512,512; "
+            f"got {','.join(values)!r}"
+        )
+    return tuple(int(value) for value in values)

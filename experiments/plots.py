@@ -1,0 +1,231 @@
+"""Pictures of runs. Every function writes one PNG."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+
+def image_grid(path: str | os.PathLike, images: np.ndarray, columns: int) -> None:
+    """Tiles grey images.
+
+    Args:
+      path: file to write.
+      images: `[n, H, W]` with values between 0 (white) and 1 (black).
+      columns: images in a row; the last row is filled up with white.
+    """
+    n, height, width = images.shape
+    rows = -(-n // columns)
+    canvas = np.zeros((rows * columns, height + 1, width + 1))
+    canvas[:n, :height, :width] = images
+    canvas = canvas.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
+    canvas = canvas.reshape(rows * (height + 1), columns * (width + 1))
+    scale = max(1, 56 // height)
+    canvas = np.kron(np.pad(canvas, ((1, 0), (1, 0))), np.ones((scale, scale)))
+    _save_image(path, canvas)
+
+
+def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None:
+    """The bound and its three terms over training.
+
+    Args:
+      path: file to write.
+      history: one record an evaluation, with "epoch", "train_elbo", "valid_elbo" and
+        the validation's terms "valid_log_likelihood", "valid_log_prior", "valid_log_posterior".
+    """
+    epochs = [record["epoch"] for record in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for name in ("train_elbo", "valid_elbo"):
+        left.plot(epochs, [record[name] for record in history], label=name.replace("_", " "))
+    settled = [record["valid_elbo"] for record in history[len(history) // 20 :]]
+    top = max(max(settled), history[-1]["train_elbo"])
+    left.set_ylim(min(settled), top + 0.05 * (top - min(settled)) + 1e-3)
+    left.set(xlabel="epoch", ylabel="nats", title="evidence lower bound")
+    for name in ("log_likelihood", "log_prior", "log_posterior"):
+        right.plot(
+            epochs, [record[f"valid_{name}"] for record in history], label=name.replace("_", " ")
+        )
+    right.set(xlabel="epoch", title="its terms on the validation split")
+    for axes in (left, right):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    _save_figure(path, figure)
+
+
+def depth_curves(
+    path: str | os.PathLike,
+    columns: dict[str, tuple[Sequence[int], Sequence[float], Sequence[float], Sequence[float]]],
+) -> None:
+    """Test NLL against depth, ours and the paper's, a pair of lines for each column of a table.
+
+    Args:
+      path: file to write.
+      columns: title -> (depths, our NLLs, their standard errors over seeds or test points, the
+        paper's NLLs).
+    """
+    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+    for i, (title, (depths, ours, errors, paper)) in enumerate(columns.items()):
+        axes.errorbar(depths, ours, errors, marker="o", color=f"C{i}", label=f"{title}, led_jax")
+        axes.plot(depths, paper, marker="x", ls="--", color=f"C{i}", label=f"{title}, paper")
+    axes.set(xlabel="number of flow layers", ylabel="test NLL (nats, lower is better)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2)
+    _save_figure(path, figure)
+
+
+class Panel(NamedTuple):
+    """A density over a part of the plane.
+
+    Attributes:
+      title: what stands above it.
+      density: `[H, W]`, from the bottom row to the top one.
+      extent: (left, right, bottom, top).
+      contours: `[H, W]`, a second density, drawn as lines; None for none.
+    """
+
+    title: str
+    density: np.ndarray
+    extent: tuple[float, float, float, float]
+    contours: np.ndarray | None = None
+
+
+def density_maps(path: str | os.PathLike, rows: Sequence[Sequence[Panel]]) -> None:
+    """Densities over the plane, each on a color scale of its own from 0 to its maximum.
+
+    Args:
+      path: file to write.
+      rows: panels, rows from top to bottom, all of one length.
+    """
+    shape = len(rows), len(rows[0])
+    size = (2.1 * shape[1], 2.3 * shape[0])
+    colors = plt.get_cmap("Blues", 32)  # Few enough that the file stays small.
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+    for panels, axes_row in zip(rows, grid, strict=True):
+        for panel, axes in zip(panels, axes_row, strict=True):
+            axes.imshow(
+                panel.density,
+                extent=panel.extent,
+                origin="lower",
+                cmap=colors,
+                vmin=0,
+                interpolation="bilinear",
+                interpolation_stage="data",
+            )
+            if panel.contours is not None:
+                levels = panel.contours.max() * np.array([0.05, 0.3, 0.8])
+                axes.contour(
+                    panel.contours,
+                    levels,
+                    extent=panel.extent,
+                    colors="C1",
+                    linewidths=1,
+                )
+            axes.set_title(panel.title, fontsize=9)
+            axes.tick_params(labelsize=7)
+    _save_figure(path, figure)
+
+
+def marginal_matching(
+    path: str | os.PathLike,
+    depths: Sequence[int],
+    terms: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    samples: Mapping[str, np.ndarray],
+) -> None:
+    """Parts of the KL against the prior's depth, and rows of images for each depth.
+
+    Args:
+      path: file to write.
+      depths: number of prior layers of each run.
+      terms: label -> (values in nats, standard errors), one a run.
+      samples: title -> images `[runs, columns, H, W]` between 0 (white) and 1 (black).
+    """
+    ratios = [1.4, *(1 for _ in samples)]
+    figure, axes = plt.subplots(
+        1, len(ratios), figsize=(11, 3.4), width_ratios=ratios, layout="constrained"
+    )
+    for label, (values, errors) in terms.items():
+        axes[0].errorbar(depths, values, errors, marker="o", label=label)
+    axes[0].set(xlabel="number of prior layers", ylabel="nats", ylim=(0, None))
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].grid(alpha=0.3)
+    axes[0].legend()
+    for side, (title, images) in zip(axes[1:], samples.items(), strict=True):
+        rows, columns, height, width = images.shape
+        canvas = images.swapaxes(1, 2).reshape(rows * height, columns * width)
+        side.imshow(canvas, cmap="gray_r", vmin=0, vmax=1)
+        side.set_yticks((np.arange(rows) + 0.5) * height, [f"{d} layers" for d in depths])
+        side.set_xticks([])
+        side.set_title(title)
+    _save_figure(path, figure)
+
+
+def fits(
+    path: str | os.PathLike,
+    pictures: dict[str, np.ndarray],
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+) -> None:
+    """Densities fitted to targets, and their divergences against the capacity of the fits.
+
+    Args:
+      path: file to write.
+      pictures: row -> densities `[targets, H, W]`; a target's pictures share their grey levels.
+      curves: title -> label -> KL in nats and its standard error, by growing capacity. The first
+        titles belong to the pictures. Labels "name, direction" of one name share a colour.
+    """
+    columns, rows = len(curves), len(pictures)
+    figure, axes = plt.subplots(
+        rows + 1,
+        columns,
+        figsize=(1.9 * columns, 1.75 * rows + 2.9),
+        height_ratios=[1] * rows + [1.6],
+        layout="constrained",
+        squeeze=False,
+    )
+    brightest = next(iter(pictures.values())).max((1, 2))
+    for row, (name, images) in zip(axes, pictures.items(), strict=False):
+        row[0].set_ylabel(name.replace("_", " "))
+        for image_axes, image, level in zip(row, images, brightest, strict=False):
+            image_axes.imshow(image, origin="lower", cmap="gray_r", vmin=0, vmax=level)
+            image_axes.set(xticks=[], yticks=[])
+        for empty in row[len(images) :]:
+            empty.axis("off")
+    names = list(dict.fromkeys(label.split(", ")[0] for part in curves.values() for label in part))
+    for bottom, (title, lines) in zip(axes[-1], curves.items(), strict=True):
+        for label, points in lines.items():
+            name, direction = label.split(", ")
+            values, errors = np.array(points).T
+            bottom.errorbar(
+                np.arange(1, len(points) + 1),
+                np.maximum(values, 1e-4),  # An estimate may fall below zero.
+                errors,
+                marker="o",
+                markersize=3,
+                color=f"C{names.index(name)}",
+                linestyle="-" if direction == "forward" else "--",
+                label=label.replace("_", " "),
+            )
+        bottom.axhline(0.01, color="grey", linewidth=0.8, linestyle=":")
+        bottom.set(yscale="log", ylim=(5e-5, 5), xlabel="capacity")
+        bottom.set(xticks=range(1, max(map(len, lines.values())) + 1))
+        bottom.set_title(title, fontsize="medium")
+        bottom.grid(alpha=0.3)
+    axes[-1, 0].set_ylabel("KL (nats)")
+    figure.legend(*axes[-1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    _save_figure(path, figure)
+
+
+def _save_image(path: str | os.PathLike, canvas: np.ndarray) -> None:
+    plt.imsave(path, canvas, cmap="gray_r", vmin=0, vmax=1, format="png")
+
+
+def _save_figure(path: str | os.PathLike, figure: Figure) -> None:
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)

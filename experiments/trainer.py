@@ -1,0 +1,316 @@
+"""Training of one run: `training.epochs` with files, a progress bar and signals around it."""
+
+import contextlib
+import json
+import pathlib
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tensorboardX
+import tqdm
+from jax import Array
+from jax.experimental import multihost_utils
+
+from experiments.config import Config
+from experiments.models import build_led
+from led_jax import Objective, checkpoints, data, objectives, sharding, training
+from led_jax.data import Dataset
+from led_jax.model import LED
+from led_jax.sharding import Placement
+from led_jax.training import Progress, TrainState
+
+CHECKPOINTS = "checkpoints"
+
+Log = dict[str, Any]
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; all that it needs to go on is on disk."""
+
+
+class Task(NamedTuple):
+    """What a configuration stands for."""
+
+    config: Config
+    dataset: Dataset
+    led: LED
+    optimizer: optax.GradientTransformation
+    objective: Objective
+    fingerprint: str
+
+    def state_shape(self) -> TrainState:
+        """Shapes and dtypes of the run's states."""
+        rows = self.dataset.train[: training.INIT_ROWS]
+        x = jax.eval_shape(self.dataset.prepare, jax.random.key(0), rows)
+        return training.state_shape(self.led, self.optimizer, x, self.objective)
+
+
+def make_task(config: Config) -> Task:
+    """Loads the data and builds the model.
+
+    Raises:
+      ValueError: if the data are not what they should be, or too few for a batch.
+    """
+    dataset = data.load(config.dataset, data_dir=config.data_dir or None, binarize=config.binarize)
+    steps_per_epoch = len(dataset.train) // config.batch_size
+    if not steps_per_epoch:
+        raise ValueError(
+            f"--batch_size={config.batch_size} is more than {config.dataset}'s "
+            f"{len(dataset.train)} training rows"
+        )
+    num_steps = config.num_epochs * steps_per_epoch
+    kl_steps = round(config.kl_warmup * num_steps)
+    return Task(
+        config,
+        dataset,
+        build_led(config, dataset),
+        training.adam(
+            config.learning_rate,
+            num_steps,
+            warmup_steps=round(config.warmup * num_steps),
+            clip_norm=config.clip_norm or None,
+        ),
+        objectives.elbo(optax.linear_schedule(0.0, 1.0, kl_steps) if kl_steps else 1.0),
+        data.fingerprint(dataset),
+    )
+
+
+def make_placement(config: Config) -> Placement:
+    """The devices of a configuration.
+
+    Raises:
+      ValueError: if there are not as many, or a batch does not divide over them.
+    """
+    try:
+        mesh = sharding.make_mesh(config.devices)
+    except ValueError as error:
+        raise ValueError(f"--devices: {error}") from error
+    if config.batch_size % mesh.size:
+        raise ValueError(
+            f"--batch_size={config.batch_size} does not divide over {mesh.size} devices; change "
+            "it, or --devices"
+        )
+    return Placement(mesh)
+
+
+def stream(config: Config, name: str) -> Array:
+    """The key of a run's randomness outside training, one for each name."""
+    return jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+
+
+def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
+    """How far a run on disk has come, and its log; None before the first checkpoint.
+
+    Raises:
+      ValueError: if the checkpoint belongs to another model, optimizer or data set.
+    """
+    like = task.state_shape()
+    found = checkpoints.restore(workdir / CHECKPOINTS, {"last": like, "best": like})
+    if found is None:
+        return None
+    log = found.meta
+    if log["fingerprint"] != task.fingerprint:
+        raise ValueError(
+            f"{workdir} was trained on other data (SHA-256 {log['fingerprint'][:12]}...) "
+            f"than --dataset and --data_dir now give ({task.fingerprint[:12]}...); files and "
+            "tensorflow-datasets hold binarized_mnist in different orders"
+        )
+    progress = Progress(
+        found.trees["last"],
+        found.trees["best"],
+        history=tuple(log["history"]),
+        best_score=max((record["valid_elbo"] for record in log["history"]), default=-np.inf),
+        skipped=log["skipped"],
+    )
+    return progress, log
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGTERM or SIGINT has come to any of the processes.
+
+    The first signal only leaves a note; the second one is as deadly as ever. All processes must
+    call the function alike.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        for handled, handler in previous.items():
+            signal.signal(handled, handler)
+        print("stopping as soon as the state is saved", file=sys.stderr, flush=True)
+
+    def stopped() -> bool:
+        if jax.process_count() == 1:
+            return bool(received)
+        return bool(multihost_utils.process_allgather(np.array(bool(received))).any())
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    task: Task,
+    placement: Placement,
+    workdir: pathlib.Path,
+    restored: tuple[Progress, Log] | None,
+    stopped: Callable[[], bool],
+) -> tuple[TrainState, Log]:
+    """Trains from a checkpoint, or from scratch.
+
+    The first process alone keeps the log and writes to `workdir`.
+
+    Args:
+      task: what to train.
+      placement: the devices to train on.
+      workdir: directory of the run.
+      restored: what `restore` found there.
+      stopped: whether to stop after the epoch at hand.
+
+    Returns:
+      The state with the best validation ELBO, and the log: "history" (a record of each validated
+      epoch), "epoch_seconds", "compile_seconds", "seconds_train" and "skipped", the number of
+      updates that were not finite.
+
+    Raises:
+      FloatingPointError: if too many updates, or the validation's bound, are not finite.
+      Stopped: after saving, if it is to stop.
+    """
+    config = task.config
+    resume, log = restored or (None, _new_log(task))
+    resume = _share(task, resume)
+    if resume is not None and resume.epoch == config.num_epochs:
+        return resume.best, log
+    progress = resume
+    with contextlib.ExitStack() as stack:
+        observe = None
+        if jax.process_index() == 0:
+            observe = stack.enter_context(_observer(task, workdir, log))
+        try:
+            for progress in training.epochs(
+                task.led,
+                task.optimizer,
+                task.dataset,
+                jax.random.key(config.seed),
+                objective=task.objective,
+                batch_size=config.batch_size,
+                valid_every=max(1, config.num_epochs // 100),
+                num_epochs=config.num_epochs,
+                placement=placement,
+                on_host=config.data_placement == "host",
+                method=config.parallel,
+                max_skipped=config.max_skipped,
+                resume=resume,
+            ):
+                leave = progress.epoch < config.num_epochs and stopped()
+                if observe is not None:
+                    observe(progress, leave)
+                if leave:
+                    raise Stopped(f"stopped after epoch {progress.epoch} of {config.num_epochs}")
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}. {_last_good(workdir, log)}") from error
+    assert progress is not None  # A configuration has an epoch or more.
+    return progress.best, log
+
+
+def _new_log(task: Task) -> Log:
+    return {
+        "history": [],
+        "epoch_seconds": [],
+        "compile_seconds": 0.0,
+        "seconds_train": 0.0,
+        "skipped": 0,
+        "saved_epoch": None,
+        "fingerprint": task.fingerprint,
+    }
+
+
+def _share(task: Task, progress: Progress | None) -> Progress | None:
+    """What the first process restored, in every process."""
+    if not sharding.broadcast(np.array(progress is not None)):
+        return None
+    if progress is None:  # Another process: what it passes has the structure alone.
+        state = jax.tree.map(_zeros, task.state_shape())
+        progress = Progress(state, state)
+    state, best, score, skipped = sharding.broadcast(
+        (progress.state, progress.best, np.float32(progress.best_score), np.int32(progress.skipped))
+    )
+    return progress._replace(state=state, best=best, best_score=float(score), skipped=int(skipped))
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> Array:
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    return jnp.zeros(like.shape, like.dtype)
+
+
+@contextlib.contextmanager
+def _observer(
+    task: Task, workdir: pathlib.Path, log: Log
+) -> Iterator[Callable[[Progress, bool], None]]:
+    """What the first process does after every epoch: it keeps the log, shows it and saves."""
+    config = task.config
+    first_epoch = len(log["epoch_seconds"])
+    seconds_before, started = log["seconds_train"], time.perf_counter()
+    saved = started
+
+    with (
+        (workdir / "metrics.jsonl").open("w") as metrics,
+        tensorboardX.SummaryWriter(str(workdir), purge_step=first_epoch + 1) as board,
+        tqdm.tqdm(total=config.num_epochs, initial=first_epoch, unit="epoch", desc="train") as bar,
+        checkpoints.saver(workdir / CHECKPOINTS, config.checkpoints_kept) as save,
+    ):
+        metrics.writelines(json.dumps(record) + "\n" for record in log["history"])
+
+        def write(record: dict[str, float]) -> None:
+            metrics.write(json.dumps(record) + "\n")
+            metrics.flush()
+            for name, value in record.items():
+                board.add_scalar(name, value, int(record["epoch"]))
+            bar.set_postfix({name: f"{record[name]:.2f}" for name in ("train_elbo", "valid_elbo")})
+
+        def observe(progress: Progress, leave: bool) -> None:
+            nonlocal saved
+            epoch, now = progress.epoch, time.perf_counter()
+            bar.update()
+            for record in progress.history[len(log["history"]) :]:
+                log["history"].append(record)
+                write(record)
+            log["skipped"] = progress.skipped
+            log["epoch_seconds"].append(progress.seconds)
+            log["compile_seconds"] += progress.compile_seconds
+            log["seconds_train"] = seconds_before + now - started
+            due = now - saved > 60 * config.checkpoint_minutes
+            if config.checkpoint_epochs:
+                due |= epoch % config.checkpoint_epochs == 0
+            if due or leave or epoch == config.num_epochs:
+                log["saved_epoch"] = epoch
+                save(epoch, {"last": _local(progress.state), "best": _local(progress.best)}, log)
+                saved = now
+
+        yield observe
+
+
+def _local(tree: Any) -> Any:
+    """Replicated arrays as this process's first device holds them."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+def _last_good(workdir: pathlib.Path, log: Log) -> str:
+    epoch = log["saved_epoch"]
+    if epoch is None:
+        return "There is no checkpoint; start again in a new --workdir"
+    path = workdir / CHECKPOINTS / str(epoch)
+    return f"The last good checkpoint is {path}; start again in a new --workdir"

@@ -1,0 +1,223 @@
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmark import training_suite
+from experiments.config import Config
+from experiments.models import build_led
+
+CONFIGS = training_suite.CELLS | {
+    "both": Config(dataset="synthetic", prior_depth=3, posterior_depth=2)
+}
+
+
+def led_and_params(config, scale=0.3):
+    """A model of ours with parameters moved at random, those that start at zero included."""
+    led = build_led(config, training_suite._dataset())
+    params = jax.jit(led.init)(jax.random.key(0), jnp.zeros((2, 784)))
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noise = [scale * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
+    shrunk = [v + n / max(1, v.shape[0]) ** 0.5 for v, n in zip(leaves, noise, strict=True)]
+    return led, jax.tree.unflatten(treedef, shrunk)
+
+
+def images():
+    return np.random.default_rng(0).binomial(1, 0.13, (6, 784)).astype(np.float32)
+
+
+def dense_layers(params):
+    return [params[f"Dense_{i}"] for i in range(len(params))]
+
+
+def conditioners(params, marker):
+    """Each flow layer's conditioner: the dicts that hold `marker`, in order."""
+    found = []
+
+    def visit(node):
+        if isinstance(node, dict) and marker in node:
+            found.append(node)
+        elif isinstance(node, dict | tuple | list):
+            for child in node.values() if isinstance(node, dict) else node:
+                visit(child)
+
+    visit(params)
+    return found
+
+
+def masked_layer(layer, rows):
+    """A masked layer's dense kernel, from blocks of columns, with the bias."""
+    num_params, size = layer["bias"].shape
+    num_blocks = 1 + max(int(name.removeprefix("kernel_")) for name in layer if name != "bias")
+    kernel, start = np.zeros((rows, num_params, size), np.float32), 0
+    for i, width in enumerate(map(len, np.array_split(np.arange(size), num_blocks))):
+        if f"kernel_{i}" in layer:
+            block = np.array(layer[f"kernel_{i}"])
+            # Kernels are stored with their longer side last.
+            block = block if block.shape[1] == num_params * width else block.T
+            kernel[: len(block), :, start : start + width] = block.reshape(-1, num_params, width)
+        start += width
+    return {"kernel": kernel.reshape(rows, -1), "bias": layer["bias"]}
+
+
+def copy_to_torch(net, layers):
+    """Our layers' parameters into a network's linear layers and convolutions, in order."""
+    import torch
+
+    kinds = torch.nn.Linear, torch.nn.Conv2d
+    for module, layer in zip(
+        (m for m in net.modules() if isinstance(m, kinds)), layers, strict=True
+    ):
+        kernel = np.array(layer.get("kernel", layer.get("kernel_0")))
+        kernel = np.moveaxis(kernel, (-1, -2), (0, 1)).reshape(module.weight.shape)
+        module.weight.data = torch.from_numpy(kernel.copy())
+        if "bias" in layer:
+            module.bias.data = torch.from_numpy(np.array(layer["bias"]).ravel())
+
+
+def assert_same_terms(model, led, params, noise_axes):
+    """The batch means of the bound's three terms are ours, at the same noise."""
+    import torch
+
+    key, x = jax.random.key(2), images()
+    expected = [term.mean() for term in jax.jit(led.elbo)(params, key, x)]
+    encoding = jax.eval_shape(led.encoding, params, x)
+    noise = np.array(jax.random.normal(key, encoding.mean.shape).transpose(noise_axes))
+    with torch.no_grad():
+        found = model(torch.from_numpy(x), torch.from_numpy(noise))
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+# The peers compute the same bound as ours with the same parameters.
+
+
+@pytest.mark.parametrize("name", ["mlp", "both"])
+def test_torch_computes_the_same_bound(name):
+    torch = pytest.importorskip("torch")
+    from experiments.benchmark.peers import torch_led
+
+    config = CONFIGS[name]
+    led, params = led_and_params(config)
+    model = torch_led.TorchLED(config)
+
+    copy_to_torch(model.encoder, dense_layers(params["encoder"]))
+    copy_to_torch(model.decoder, dense_layers(params["decoder"]))
+    priors = conditioners(params["prior"], "Dense_0")
+    for layer, ours in zip(model.prior, priors, strict=True):
+        copy_to_torch(layer.net, dense_layers(ours))
+    posteriors = conditioners(params["posterior"], "_MaskedDense_0")
+    for layer, ours in zip(model.posterior, posteriors, strict=True):
+        layers = [ours[f"_MaskedDense_{i}"] for i in range(len(ours))]
+        sizes = [m.in_features for m in layer.net if isinstance(m, torch.nn.Linear)]
+        copy_to_torch(layer.net, [masked_layer(m, n) for m, n in zip(layers, sizes, strict=True)])
+    assert_same_terms(model, led, params, (0, 1))
+
+
+@pytest.mark.usefixtures("fast_compile")
+@pytest.mark.parametrize("name", ["resconv", "spatial"])
+def test_torch_computes_the_same_bound_with_convolutions(name):
+    pytest.importorskip("torch")
+    from experiments.benchmark.peers import torch_led
+
+    config = CONFIGS[name]
+    led, params = led_and_params(config, scale=0.03)
+    model = torch_led.TorchLED(config)
+
+    def convolutions(params):
+        blocks = [params[f"ResBlock_{i}"] for i in range(3) if f"ResBlock_{i}" in params]
+        return [block[name] for block in blocks for name in ("Conv_0", "Conv_1")]
+
+    def ends(params):
+        return [params[name] for name in ("Conv_0", "Dense_0", "Dense_1") if name in params]
+
+    def channels_first(axis, layer):
+        """A dense layer that reads (axis 0) or writes (axis 1) the smallest map."""
+        for part in {"kernel", "bias"} if axis else {"kernel"}:
+            value = layer[part]
+            at = value.ndim - 2 + axis if part == "kernel" else 0
+            maps = value.reshape(*value.shape[:at], 4, 4, 32, *value.shape[at + 1 :])
+            layer = layer | {part: jnp.moveaxis(maps, at + 2, at).reshape(value.shape)}
+        return layer
+
+    encoder_ends, decoder_ends = ends(params["encoder"]), ends(params["decoder"])
+    if name == "resconv":
+        encoder_ends[0] = channels_first(0, encoder_ends[0])
+        decoder_ends[1] = channels_first(1, decoder_ends[1])
+    copy_to_torch(model.encoder, convolutions(params["encoder"]) + encoder_ends)
+    copy_to_torch(model.decoder, decoder_ends + convolutions(params["decoder"]))
+    for layer, ours in zip(model.prior, conditioners(params["prior"], "Conv_0"), strict=True):
+        copy_to_torch(layer.net, [ours["Conv_0"], ours["Conv_1"]])
+    posteriors = conditioners(params["posterior"], "MADE_0")
+    for layer, ours in zip(model.posterior, posteriors, strict=True):
+        for part, names in (("above", "Conv_0 Conv_2"), ("left", "Conv_1 Conv_3")):
+            copy_to_torch(getattr(layer, part), [ours[name] for name in names.split()])
+        copy_to_torch(layer.down, [ours["Dense_0"], ours["Dense_1"]])
+        copy_to_torch(layer.context, [ours["_ContextDense_0"]["Dense_0"]])
+        pixel = ours["MADE_0"]
+        copy_to_torch(layer.pixel, [masked_layer(pixel["_MaskedDense_0"], layer.pixel.in_features)])
+        copy_to_torch(layer.pixel_context, [pixel["_ContextDense_0"]["Dense_0"]])
+        copy_to_torch(layer.out, [masked_layer(pixel["_MaskedDense_1"], layer.out[0].in_features)])
+    assert sum(p.numel() for p in model.parameters()) == sum(
+        leaf.size for leaf in jax.tree.leaves(params)
+    )
+    assert_same_terms(model, led, params, (0, 3, 1, 2) if config.latent_shape else (0, 1))
+
+
+def test_torch_learns_with_convolutions_in_every_way():
+    pytest.importorskip("torch")
+    from experiments.benchmark.peers import torch_led
+
+    data = np.random.default_rng(0).binomial(1, 0.13, (300, 784)).astype(np.uint8)
+    epochs = torch_led.make_epochs(CONFIGS["spatial"], data)
+    assert {way.split()[-1] for way in epochs} == {"threads", "last"}
+    for epoch in epochs.values():
+        assert epoch() > epoch()
+
+
+@pytest.mark.parametrize("name", ["mlp", "prior12"])
+def test_distrax_computes_the_same_bound(name):
+    pytest.importorskip("distrax")
+    from experiments.benchmark.peers import distrax_led
+    from led_jax.flows import masks
+
+    config = CONFIGS[name]
+    led, params = led_and_params(config)
+    model = distrax_led.DistraxLED(50, config.prior_depth, config.prior_hidden)
+    key, x = jax.random.key(2), jnp.asarray(images())
+    like = jax.eval_shape(model.init, key, x, key)["params"]
+    layers = dense_layers(params["encoder"]) + dense_layers(params["decoder"])
+    priors = conditioners(params["prior"], "Dense_0")
+    if len(priors) == 1:  # a scanned stack
+        layers_of = map(operator.itemgetter, range(config.prior_depth))
+        priors = [jax.tree.map(layer, priors[0]) for layer in layers_of]
+    for i, layer in enumerate(priors):
+        order = np.argsort(~masks.random_half((50,), i // 2), kind="stable")[:: -1 if i % 2 else 1]
+        passing, rest = order[:25], order[25:]
+        first, last = dense_layers(layer)
+        outputs = np.concatenate([rest, 50 + rest])
+        layers.append(first | {"kernel": jnp.zeros((50, 100)).at[passing].set(first["kernel"])})
+        kernel = jnp.zeros((100, 100)).at[:, outputs].set(last["kernel"])
+        layers.append({"kernel": kernel, "bias": jnp.zeros(100).at[outputs].set(last["bias"])})
+    theirs = {f"Dense_{i}": layer for i, layer in enumerate(layers)}
+    assert jax.tree.map(jnp.shape, theirs) == jax.tree.map(jnp.shape, like)
+    expected = [term.mean() for term in led.elbo(params, key, x)]
+    found = model.apply({"params": theirs}, x, key)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("peer", "cell"), [("torch", "post1"), ("distrax", "mlp")])
+def test_peers_are_timed_and_learn(monkeypatch, peer, cell):
+    pytest.importorskip(peer)
+    post1 = Config(dataset="synthetic", prior_depth=0, posterior_depth=1)
+    monkeypatch.setitem(training_suite.CELLS, "post1", post1)
+    data = np.random.default_rng(0).binomial(1, 0.13, (300, 784)).astype(np.uint8)
+    result = training_suite.training_cell(cell, [peer, "distrax"], data, 2, (32, 32, 32))
+    assert ("distrax_over_ours" in result) == (cell == "mlp")  # distrax has no MADE.
+    assert result[f"{peer}_step_ms"] == min(result[f"{peer}_ways_ms"].values())
+    ratio = result[f"{peer}_step_ms"] / result["step_ms"]
+    assert result[f"{peer}_over_ours"] == pytest.approx(ratio)
+    # A coin for every pixel costs 543 nats; a few steps improve on it.
+    assert result["loss"] < 543 and result[f"{peer}_loss"] < 543
