@@ -76,8 +76,11 @@ def constructor(function: Any = None, *, name: str | None = None) -> Any:
     """
     if function is None:
         return functools.partial(constructor, name=name)
-    signature, made = inspect.signature(function), function
-    if not isinstance(function, type):
+    made = function
+    if isinstance(function, type):
+        if not (hasattr(function, "_fields") or dataclasses.is_dataclass(function)):
+            raise TypeError(f"constructor: expected a NamedTuple or a dataclass, got {function}")
+    else:
 
         @functools.wraps(function)
         def made(*args: Any, **kwargs: Any) -> Any:
@@ -86,8 +89,7 @@ def constructor(function: Any = None, *, name: str | None = None) -> Any:
             bound.apply_defaults()
             return _record(value, _call(entry, bound.arguments))
 
-    elif not (hasattr(function, "_fields") or dataclasses.is_dataclass(function)):
-        raise TypeError(f"constructor: expected a NamedTuple or a dataclass, got {function}")
+    signature = inspect.signature(function)
     entry = _Entry(name or function.__name__, made, signature)
     _add(entry)
     return made
@@ -481,13 +483,16 @@ def make(name: str, /, **arguments: Any) -> Any:
         raise ValueError(
             f"{name} has no argument {', '.join(sorted(unknown))}; it has {', '.join(parameters)}"
         )
-    bound = inspect.BoundArguments(entry.signature, arguments)
-    bound.apply_defaults()
+    args, kwargs = (), arguments
+    if not isinstance(entry.value, type):  # A class takes all of its fields by name.
+        bound = inspect.BoundArguments(entry.signature, arguments)
+        bound.apply_defaults()
+        args, kwargs = bound.args, bound.kwargs
     try:
-        entry.signature.bind(*bound.args, **bound.kwargs)
+        entry.signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ValueError(f"{name}: {error}; it has {', '.join(parameters)}") from error
-    return entry.value(*bound.args, **bound.kwargs)
+    return entry.value(*args, **kwargs)
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
