@@ -4,10 +4,27 @@ Huang et al. (2017), "Learnable Explicit Density for Continuous Latent Space and
 Inference", https://arxiv.org/abs/1710.02248.
 """
 
-from led_jax import data, densities, fit, flows, networks, objectives, parallel, training
+from led_jax import (
+    data,
+    decoders,
+    densities,
+    encoders,
+    estimators,
+    flows,
+    likelihoods,
+    networks,
+    objectives,
+    priors,
+    sharding,
+    training,
+    variational,
+)
 from led_jax.densities import Density
 from led_jax.flows import Flow
+from led_jax.likelihoods import Likelihood
 from led_jax.model import LED, Elbo
+from led_jax.objectives import Objective
+from led_jax.priors import Prior
 
 __version__ = "0.1.0"
 
@@ -16,12 +33,20 @@ __all__ = [
     "Density",
     "Elbo",
     "Flow",
+    "Likelihood",
+    "Objective",
+    "Prior",
     "data",
+    "decoders",
     "densities",
-    "fit",
+    "encoders",
+    "estimators",
     "flows",
+    "likelihoods",
     "networks",
     "objectives",
-    "parallel",
+    "priors",
+    "sharding",
     "training",
+    "variational",
 ]

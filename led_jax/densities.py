@@ -1,4 +1,4 @@
-"""Explicit densities: base distributions and their images under flows."""
+"""Explicit densities: base distributions, mixtures, and images of densities under flows."""
 
 import math
 from typing import Any, NamedTuple, Protocol
@@ -12,29 +12,37 @@ from led_jax.flows.base import Flow
 Params = Any
 
 
-class SampleFn(Protocol):
-    """Draws samples together with their log-densities."""
-
-    def __call__(
-        self, params: Params, key: Array, sample_shape: tuple[int, ...] = (), /
-    ) -> tuple[Array, Array]:
-        """Returns x `[*sample_shape, *event_shape]` and log p(x) `[*sample_shape]`."""
-        ...
-
-
 class InitFn(Protocol):
     """Creates the parameters: a pytree of trainable floats."""
 
-    def __call__(self, key: Array, x: Array, /) -> Params:
-        """`x`: an example that fixes shapes and dtype, with any leading batch axes."""
+    def __call__(self, key: Array, x: Array, context: Array | None = None, /) -> Params:
+        """`x`, `context`: examples that fix shapes and dtype, with any leading batch axes."""
         ...
 
 
 class LogProbFn(Protocol):
     """Scores points."""
 
-    def __call__(self, params: Params, x: Array, /) -> Array:
-        """Returns log p(x) in nats, `[...]` for x `[..., *event_shape]`."""
+    def __call__(self, params: Params, x: Array, context: Array | None = None, /) -> Array:
+        """Returns log p(x|context) in nats, `[...]` for x `[..., *event_shape]`."""
+        ...
+
+
+class SampleFn(Protocol):
+    """Draws samples together with their log-densities."""
+
+    def __call__(
+        self,
+        params: Params,
+        key: Array,
+        sample_shape: tuple[int, ...] = (),
+        context: Array | None = None,
+        /,
+    ) -> tuple[Array, Array]:
+        """Returns x `[*sample_shape, ..., *event_shape]` and log p(x) `[*sample_shape, ...]`.
+
+        `...` are the batch axes of the context `[..., context_dim]`, none without a context.
+        """
         ...
 
 
@@ -42,9 +50,9 @@ class Density(NamedTuple):
     """A density with an exact log-probability and exact samples, as pure functions.
 
     Attributes:
-      init: `(key, x) -> params`.
-      log_prob: `(params, x) -> [...]`, in nats.
-      sample_and_log_prob: `(params, key, sample_shape=()) -> (x, log_prob)`.
+      init: `(key, x, context=None) -> params`.
+      log_prob: `(params, x, context=None) -> [...]`, in nats.
+      sample_and_log_prob: `(params, key, sample_shape=(), context=None) -> (x, log_prob)`.
     """
 
     init: InitFn
@@ -53,43 +61,112 @@ class Density(NamedTuple):
 
 
 def normal_log_prob(x: Array) -> Array:
-    """Log N(x; 0, 1), elementwise, in nats."""
+    """log N(x; 0, 1), elementwise, in nats."""
     return -0.5 * (x * x + math.log(2 * math.pi))
 
 
 def standard_normal(event_shape: tuple[int, ...]) -> Density:
-    """N(0, I) on events of the given shape."""
+    """N(0, I) on events of the given shape; it has no parameters and ignores a context."""
 
-    def log_prob(params: Params, x: Array) -> Array:
+    def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
         log_normalizer = 0.5 * math.log(2 * math.pi) * math.prod(event_shape)
         return -0.5 * jnp.square(x).sum(_event_axes(x, event_shape)) - log_normalizer
 
-    def sample_and_log_prob(params: Params, key: Array, sample_shape: tuple[int, ...] = ()):
-        x = jax.random.normal(key, (*sample_shape, *event_shape))
+    def sample_and_log_prob(
+        params: Params,
+        key: Array,
+        sample_shape: tuple[int, ...] = (),
+        context: Array | None = None,
+    ):
+        x = jax.random.normal(key, _sample_shape(sample_shape, context, event_shape))
         return x, log_prob(params, x)
 
-    return Density(lambda key, x: (), log_prob, sample_and_log_prob)
+    return Density(lambda key, x, context=None: (), log_prob, sample_and_log_prob)
 
 
 def uniform(event_shape: tuple[int, ...]) -> Density:
     """The uniform density on (0, 1)^D: log-density 0 inside, -inf outside."""
 
-    def log_prob(params: Params, x: Array) -> Array:
+    def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
         inside = ((x >= 0) & (x <= 1)).all(_event_axes(x, event_shape))
         return jnp.where(inside, 0, -jnp.inf).astype(x.dtype)
 
-    def sample_and_log_prob(params: Params, key: Array, sample_shape: tuple[int, ...] = ()):
-        x = jax.random.uniform(key, (*sample_shape, *event_shape))
-        return x, jnp.zeros(sample_shape, x.dtype)
+    def sample_and_log_prob(
+        params: Params,
+        key: Array,
+        sample_shape: tuple[int, ...] = (),
+        context: Array | None = None,
+    ):
+        x = jax.random.uniform(key, _sample_shape(sample_shape, context, event_shape))
+        return x, jnp.zeros(x.shape[: x.ndim - len(event_shape)], x.dtype)
 
-    return Density(lambda key, x: (), log_prob, sample_and_log_prob)
+    return Density(lambda key, x, context=None: (), log_prob, sample_and_log_prob)
+
+
+def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Density:
+    """p(x) = sum_k w_k N(x; mean_k, diag(e^(2 log_std_k))), with w = softmax(logits).
+
+    The parameters are `{"logits": [K], "mean": [K, *event_shape], "log_std": [K, *event_shape]}`.
+    `init` draws the means from the rows of its `x`, or around `x` where it has no batch axes, and
+    starts at equal weights and unit variances.
+
+    Args:
+      event_shape: shape of an event.
+      num_components: number K of components.
+
+    Raises:
+      ValueError: if num_components is not positive.
+    """
+    if num_components < 1:
+        raise ValueError(
+            f"mixture_of_normals: num_components must be positive, got {num_components}"
+        )
+    event_shape = tuple(event_shape)
+    shape = (num_components, *event_shape)
+
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        _event_axes(x, event_shape)
+        row_key, noise_key = jax.random.split(key)
+        rows = x.reshape(-1, *event_shape)
+        noise = jax.random.normal(noise_key, shape, x.dtype)
+        if len(rows) > 1:
+            picked = jax.random.choice(row_key, rows, (num_components,), len(rows) < num_components)
+            mean = picked + 0.01 * noise
+        else:
+            mean = rows + noise
+        zeros = jnp.zeros(shape, x.dtype)
+        return {"logits": jnp.zeros(num_components, x.dtype), "mean": mean, "log_std": zeros}
+
+    def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
+        axes = _event_axes(x, event_shape)
+        deviation = (jnp.expand_dims(x, axes[0] - 1 if axes else -1) - params["mean"]) * jnp.exp(
+            -params["log_std"]
+        )
+        log_components = (normal_log_prob(deviation) - params["log_std"]).sum(axes)
+        log_weights = jax.nn.log_softmax(params["logits"])
+        return jax.nn.logsumexp(log_components + log_weights, -1).astype(x.dtype)
+
+    def sample_and_log_prob(
+        params: Params,
+        key: Array,
+        sample_shape: tuple[int, ...] = (),
+        context: Array | None = None,
+    ):
+        batch_shape = _sample_shape(sample_shape, context, ())
+        component_key, noise_key = jax.random.split(key)
+        k = jax.random.categorical(component_key, params["logits"], shape=batch_shape)
+        mean, log_std = params["mean"][k], params["log_std"][k]
+        x = mean + jnp.exp(log_std) * jax.random.normal(noise_key, mean.shape, mean.dtype)
+        return x, log_prob(params, x)
+
+    return Density(init, log_prob, sample_and_log_prob)
 
 
 def transformed(base: Density, flow: Flow) -> Density:
     """The density of y = f(x) for x from `base` and f from `flow`: the change of variables.
 
     log p(y) = log p_base(f^-1(y)) + log|det df^-1/dy|. Huang et al. (2017), section 4. A sample is
-    scored on the way out, without inverting the flow.
+    scored on the way out, without inverting the flow. A context goes to both base and flow.
 
     Args:
       base: density of x.
@@ -99,20 +176,35 @@ def transformed(base: Density, flow: Flow) -> Density:
       A density whose parameters are `{"base": ..., "flow": ...}`.
     """
 
-    def init(key: Array, x: Array) -> Params:
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
         base_key, flow_key = jax.random.split(key)
-        return {"base": base.init(base_key, x), "flow": flow.init(flow_key, x)}
+        return {
+            "base": base.init(base_key, x, context),
+            "flow": flow.init(flow_key, x, context),
+        }
 
-    def log_prob(params: Params, x: Array) -> Array:
-        x, log_det = flow.inverse(params["flow"], x)
-        return base.log_prob(params["base"], x) + log_det
+    def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
+        x, log_det = flow.inverse(params["flow"], x, context)
+        return base.log_prob(params["base"], x, context) + log_det
 
-    def sample_and_log_prob(params: Params, key: Array, sample_shape: tuple[int, ...] = ()):
-        x, log_prob = base.sample_and_log_prob(params["base"], key, sample_shape)
-        x, log_det = flow.apply(params["flow"], x)
+    def sample_and_log_prob(
+        params: Params,
+        key: Array,
+        sample_shape: tuple[int, ...] = (),
+        context: Array | None = None,
+    ):
+        x, log_prob = base.sample_and_log_prob(params["base"], key, sample_shape, context)
+        x, log_det = flow.apply(params["flow"], x, context)
         return x, log_prob - log_det
 
     return Density(init, log_prob, sample_and_log_prob)
+
+
+def _sample_shape(
+    sample_shape: tuple[int, ...], context: Array | None, event_shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    batch_shape = () if context is None else context.shape[:-1]
+    return (*sample_shape, *batch_shape, *event_shape)
 
 
 def _event_axes(x: Array, event_shape: tuple[int, ...]) -> tuple[int, ...]:

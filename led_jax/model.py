@@ -1,5 +1,6 @@
 """LED: a latent-variable model with explicit, learnable densities on both sides of the bound."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -7,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.decoders import Decoder
 from led_jax.densities import Density, normal_log_prob
+from led_jax.encoders import Encoder, Encoding
 from led_jax.flows.base import Flow
-from led_jax.networks import Decoder, Encoder, Encoding
-from led_jax.numerics import device_rows
+from led_jax.priors import Bound, Posterior, Prior, lift
 
 Params = Any
 
@@ -35,40 +37,64 @@ class Elbo(NamedTuple):
 
 
 class LED(NamedTuple):
-    """Encoder q(z'|x), posterior flow g: z' -> z, prior density p(z) and decoder p(x|z).
+    """Encoder q(z'|x), posterior flow g: z' -> z, prior p(z) and decoder p(x|z).
 
-    Huang et al. (2017), section 4. The methods are pure functions of their arguments.
+    Huang et al. (2017), section 4. The methods are pure functions of their arguments. A `context`
+    is what the whole model is conditional on, p(x|c): encoder, prior and decoder read it. What the
+    posterior flow reads is the context that the encoder makes, `Encoding.context`.
 
     Attributes:
       encoder: the base of the approximate posterior, and the flow's context.
       posterior: flow g from z' to z; `apply` should be its cheap direction.
-      prior: density of z; `log_prob` should be its cheap direction.
+      prior: density of z, or a `Prior` that reads the posterior; `log_prob` should be its cheap
+        direction.
       decoder: observation model.
     """
 
     encoder: Encoder
     posterior: Flow
-    prior: Density
+    prior: Density | Prior
     decoder: Decoder
 
-    def init(self, key: Array, x: Array) -> Params:
+    def init(
+        self,
+        key: Array,
+        x: Array,
+        context: Array | None = None,
+        *,
+        given: Mapping[str, Params] | None = None,
+    ) -> Params:
         """Parameters as one pytree.
 
         Args:
           key: PRNG key.
-          x: examples `[..., *x_shape]`, of which only shape and dtype matter to most parts.
+          x: rows of the data `[n, *x_shape]`. Their shape and dtype matter to every part, their
+            values and number to parts that start from data, such as a VampPrior.
+          context: `[n, C]`, what the model is conditional on.
+          given: parameters of some parts, which are taken as they are.
 
         Returns:
           `{"encoder": ..., "posterior": ..., "prior": ..., "decoder": ...}`.
+
+        Raises:
+          ValueError: if `given` names a part that a LED does not have.
         """
-        keys = jax.random.split(key, 4)
-        encoder = self.encoder.init(keys[0], x)
-        z, _, context = self.encoder.apply(encoder, x)
-        posterior = self.posterior.init(keys[1], z, context)
-        z, _ = self.posterior.apply(posterior, z, context)
-        prior = self.prior.init(keys[2], z)
-        decoder = self.decoder.init(keys[3], z)
-        return {"encoder": encoder, "posterior": posterior, "prior": prior, "decoder": decoder}
+        given = given or {}
+        if unknown := sorted(set(given) - set(self._fields)):
+            raise ValueError(f"LED.init: expected parts {', '.join(self._fields)}, got {unknown}")
+        keys = dict(zip(self._fields, jax.random.split(key, 4), strict=True))
+        params = dict(given)
+        if "encoder" not in given:
+            params["encoder"] = self.encoder.init(keys["encoder"], x, context)
+        mean, _, flow_context = self.encoding(params, x, context)
+        if "posterior" not in given:
+            params["posterior"] = self.posterior.init(keys["posterior"], mean, flow_context)
+        if "prior" not in given:
+            posterior = self._posterior_at(params)
+            params["prior"] = self._prior.init(keys["prior"], x, posterior, context)
+        if "decoder" not in given:
+            params["decoder"] = self.decoder.init(keys["decoder"], mean, context)
+        return {name: params[name] for name in self._fields}
 
     def elbo(
         self,
@@ -77,7 +103,7 @@ class LED(NamedTuple):
         x: Array,
         sample_shape: tuple[int, ...] = (),
         encoding: Encoding | None = None,
-        axis_name: str | None = None,
+        context: Array | None = None,
     ) -> Elbo:
         """One-sample estimates of the bound's terms, eq. 5.
 
@@ -87,40 +113,98 @@ class LED(NamedTuple):
           x: data `[..., *x_shape]`.
           sample_shape: shape of independent draws of z for every x; x is encoded only once.
           encoding: the encoder's output for x, where it is at hand.
-          axis_name: mapped axis over whose devices x's first axis is split, so that each draws
-            the noise of its own rows out of the whole batch's; None for one device alone.
+          context: `[..., C]`, what the model is conditional on.
 
         Returns:
           `Elbo` of arrays `[*sample_shape, ...]`.
         """
         if encoding is None:
-            encoding = self.encoder.apply(params["encoder"], x)
-        z, log_posterior = self.posterior_sample_and_log_prob(
-            params, key, encoding, sample_shape, axis_name
-        )
+            encoding = self.encoding(params, x, context)
+        z, log_posterior = self.posterior_sample_and_log_prob(params, key, encoding, sample_shape)
         terms = Elbo(
-            log_likelihood=self.decoder.log_prob(params["decoder"], z, x),
-            log_prior=self.prior.log_prob(params["prior"], z),
+            log_likelihood=self.log_likelihood(params, z, x, context),
+            log_prior=self.prior_log_prob(params, z, context),
             log_posterior=log_posterior,
         )
         chex.assert_equal_shape(terms)
         return terms
 
-    def encode(self, params: Params, key: Array, x: Array) -> Array:
+    def log_weight(
+        self,
+        params: Params,
+        z: Array,
+        x: Array,
+        encoding: Encoding | None = None,
+        context: Array | None = None,
+    ) -> Array:
+        """log p(x|z) + log p(z) - log q(z|x) at any z, which inverts the posterior's flow.
+
+        Args:
+          params: parameters.
+          z: points `[..., *latent_shape]`, whose batch axes broadcast against those of x.
+          x: data `[..., *x_shape]`.
+          encoding: the encoder's output for x, where it is at hand.
+          context: `[..., C]`, what the model is conditional on.
+
+        Returns:
+          Log importance weights in nats, of the common batch shape.
+        """
+        if encoding is None:
+            encoding = self.encoding(params, x, context)
+        log_joint = self.log_likelihood(params, z, x, context)
+        log_joint += self.prior_log_prob(params, z, context)
+        return log_joint - self.posterior_log_prob(params, z, encoding)
+
+    def encoding(self, params: Params, x: Array, context: Array | None = None) -> Encoding:
+        """The encoder's output for x `[..., *x_shape]`: the base of q(z|x)."""
+        return self.encoder.apply(params["encoder"], x, context)
+
+    def encode(self, params: Params, key: Array, x: Array, context: Array | None = None) -> Array:
         """A draw z ~ q(z|x), `[..., *latent_shape]`, for x `[..., *x_shape]`."""
-        return self.posterior_sample_and_log_prob(
-            params, key, self.encoder.apply(params["encoder"], x)
-        )[0]
+        encoding = self.encoding(params, x, context)
+        return self.posterior_sample_and_log_prob(params, key, encoding)[0]
 
-    def reconstruct(self, params: Params, key: Array, x: Array) -> Array:
-        """The decoder's mean at a draw z ~ q(z|x), in the shape of x `[..., *x_shape]`."""
-        return self.decoder.mean(params["decoder"], self.encode(params, key, x))
+    def decode(self, params: Params, z: Array, context: Array | None = None) -> Array:
+        """The mean of p(x|z), `[..., *x_shape]`, for z `[..., *latent_shape]`."""
+        return self.decoder.mean(params["decoder"], z, context)
 
-    def sample(self, params: Params, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draws x ~ p(x), `[*sample_shape, *x_shape]`."""
+    def reconstruct(
+        self, params: Params, key: Array, x: Array, context: Array | None = None
+    ) -> Array:
+        """The mean of p(x|z) at a draw z ~ q(z|x), in the shape of x `[..., *x_shape]`."""
+        return self.decode(params, self.encode(params, key, x, context), context)
+
+    def sample(
+        self,
+        params: Params,
+        key: Array,
+        sample_shape: tuple[int, ...] = (),
+        context: Array | None = None,
+    ) -> Array:
+        """Draws x ~ p(x), `[*sample_shape, *x_shape]`, or x ~ p(x|c) for each c of a context."""
         prior_key, decoder_key = jax.random.split(key)
-        z, _ = self.prior.sample_and_log_prob(params["prior"], prior_key, sample_shape)
-        return self.decoder.sample(params["decoder"], decoder_key, z)
+        z, _ = self.prior_sample_and_log_prob(params, prior_key, sample_shape, context)
+        return self.decoder.sample(params["decoder"], decoder_key, z, context)
+
+    def log_likelihood(
+        self, params: Params, z: Array, x: Array, context: Array | None = None
+    ) -> Array:
+        """log p(x|z) in nats, for z and x whose batch axes broadcast."""
+        return self.decoder.log_prob(params["decoder"], z, x, context)
+
+    def prior_log_prob(self, params: Params, z: Array, context: Array | None = None) -> Array:
+        """log p(z) in nats, `[...]` for z `[..., *latent_shape]`."""
+        return self._prior_at(params).log_prob(z, context)
+
+    def prior_sample_and_log_prob(
+        self,
+        params: Params,
+        key: Array,
+        sample_shape: tuple[int, ...] = (),
+        context: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Draws z ~ p(z) `[*sample_shape, *latent_shape]` and log p(z) `[*sample_shape]`."""
+        return self._prior_at(params).sample_and_log_prob(key, sample_shape, context)
 
     def posterior_sample_and_log_prob(
         self,
@@ -128,7 +212,6 @@ class LED(NamedTuple):
         key: Array,
         encoding: Encoding,
         sample_shape: tuple[int, ...] = (),
-        axis_name: str | None = None,
     ) -> tuple[Array, Array]:
         """Draws z ~ q(z|x) and log q(z|x), without inverting the flow.
 
@@ -137,23 +220,20 @@ class LED(NamedTuple):
           key: PRNG key.
           encoding: the encoder's output for x `[..., *x_shape]`.
           sample_shape: shape of independent draws for every x.
-          axis_name: as in `elbo`.
 
         Returns:
           z `[*sample_shape, ..., *latent_shape]` and log q(z|x) `[*sample_shape, ...]` in nats.
         """
         mean, log_std, context = encoding
-        shape, rows = (*sample_shape, *mean.shape), len(sample_shape)
-        noise = device_rows(jax.random.normal, key, shape, axis_name, rows, dtype=mean.dtype)
-        z, log_det = self.posterior.apply(
-            params["posterior"], mean + jnp.exp(log_std) * noise, context
-        )
+        noise = jax.random.normal(key, (*sample_shape, *mean.shape), mean.dtype)
+        base = mean + jnp.exp(log_std) * noise
+        z, log_det = self.posterior.apply(params["posterior"], base, context)
         log_base = normal_log_prob(noise) - log_std
         event_axes = tuple(range(log_det.ndim - log_base.ndim, 0))
         return z, log_base.sum(event_axes) - log_det
 
     def posterior_log_prob(self, params: Params, z: Array, encoding: Encoding) -> Array:
-        """Log q(z|x) at any z, which inverts the flow.
+        """log q(z|x) at any z, which inverts the flow.
 
         Args:
           params: parameters.
@@ -167,7 +247,32 @@ class LED(NamedTuple):
         mean, log_std, context = encoding
         if context is not None:
             z = jnp.broadcast_to(z, jnp.broadcast_shapes(z.shape, mean.shape))
-        base, log_det = self.posterior.inverse(params["posterior"], z, context)
+        base, log_det = self.posterior_inverse(params, z, context)
         log_base = normal_log_prob((base - mean) * jnp.exp(-log_std)) - log_std
         event_axes = tuple(range(log_det.ndim - base.ndim, 0))
         return log_base.sum(event_axes) + log_det
+
+    def posterior_inverse(
+        self, params: Params, z: Array, context: Array | None = None
+    ) -> tuple[Array, Array]:
+        """z' = g^-1(z) and log|det dg^-1/dz|: the posterior's flow, for the encoder's context."""
+        return self.posterior.inverse(params["posterior"], z, context)
+
+    @property
+    def _prior(self) -> Prior:
+        return lift(self.prior) if isinstance(self.prior, Density) else self.prior
+
+    def _prior_at(self, params: Params) -> Bound:
+        return self._prior.bind(params["prior"], self._posterior_at(params))
+
+    def _posterior_at(self, params: Params) -> Posterior:
+        def encode(x: Array, context: Array | None = None) -> Encoding:
+            return self.encoding(params, x, context)
+
+        def log_prob(z: Array, encoding: Encoding) -> Array:
+            return self.posterior_log_prob(params, z, encoding)
+
+        def sample_and_log_prob(key: Array, encoding: Encoding, sample_shape=()):
+            return self.posterior_sample_and_log_prob(params, key, encoding, sample_shape)
+
+        return Posterior(encode, log_prob, sample_and_log_prob)

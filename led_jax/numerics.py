@@ -1,6 +1,5 @@
 """Numerical building blocks that flows, densities and networks share."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,47 +36,6 @@ def relu(x: Array) -> Array:
 def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     y = relu(*primals)
     return y, jnp.where(y > 0, tangents[0], 0)
-
-
-def device_part(x: Array, axis_name: str, axis: int = 0) -> Array:
-    """The device's part of what every device of a mapped axis holds: `x` split evenly along `axis`.
-
-    Raises:
-      ValueError: if it does not divide evenly.
-    """
-    size, rest = divmod(x.shape[axis], jax.lax.axis_size(axis_name))
-    if rest:
-        raise ValueError(
-            f"device_part: {x.shape[axis]} rows do not divide over "
-            f"{jax.lax.axis_size(axis_name)} devices"
-        )
-    start = jax.lax.axis_index(axis_name) * size
-    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
-
-
-def device_rows(
-    draw: Callable[..., Array],
-    key: Array,
-    shape: tuple[int, ...],
-    axis_name: str | None,
-    axis: int = 0,
-    **kwargs: Any,
-) -> Array:
-    """Random numbers for the device's rows of a batch: the same on any number of devices.
-
-    Args:
-      draw: `jax.random.normal` or another `(key, shape, **kwargs) -> array`.
-      key: PRNG key, the same on every device.
-      shape: shape of the device's part.
-      axis_name: mapped axis over whose devices the batch is split; None for one device alone.
-      axis: axis of `shape` that is split.
-      **kwargs: passed on to `draw`.
-    """
-    if axis_name is None:
-        return draw(key, shape, **kwargs)
-    whole = list(shape)
-    whole[axis] *= jax.lax.axis_size(axis_name)
-    return device_part(draw(key, tuple(whole), **kwargs), axis_name, axis)
 
 
 def is_key(x: Any) -> bool:

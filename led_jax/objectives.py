@@ -1,388 +1,93 @@
-"""What a LED is trained on and judged by: the ELBO, tighter bounds, the NLL, marginal matching."""
+"""What is minimised: each objective is one value, with a loss and the terms to report."""
 
-import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.sharding import Mesh
-
-from led_jax import parallel
-from led_jax.model import LED, Elbo
-from led_jax.networks import Encoding
 
 Params = Any
+Schedule = Callable[[Array], Array | float]
 
 
-def negative_elbo(
-    led: LED,
-    params: Params,
-    key: Array,
-    x: Array,
-    kl_weight: Array | float = 1.0,
-    axis_name: str | None = None,
-) -> tuple[Array, Elbo]:
-    """The training loss: minus the ELBO, with an optional weight on its KL part.
+class InitFn(Protocol):
+    """Creates what an objective itself trains."""
 
-    Args:
-      led: the model.
-      params: its parameters.
-      key: PRNG key.
-      x: data `[..., *x_shape]`.
-      kl_weight: weight of E[log q(z|x) - log p(z)]; 1 gives the ELBO, less is a warm-up
-        (Sonderby et al., 2016, https://arxiv.org/abs/1602.02282).
-      axis_name: mapped axis over whose devices x's first axis is split, see `LED.elbo`.
-
-    Returns:
-      The scalar loss and the batch means of the three terms, in nats.
-    """
-    terms = jax.tree.map(jnp.mean, led.elbo(params, key, x, axis_name=axis_name))
-    kl = terms.log_posterior - terms.log_prior
-    return kl_weight * kl - terms.log_likelihood, terms
+    def __call__(self, key: Array, model: Any, params: Params, x: Array, /) -> Params:
+        """`params`: the model's; `x`: rows of the data. `()` where there is nothing to train."""
+        ...
 
 
-def importance_weighted_bound(
-    led: LED, params: Params, key: Array, x: Array, num_samples: int
-) -> Array:
-    """Log 1/K sum_k p(x, z_k) / q(z_k|x), a lower bound on log p(x) that tightens with K.
+class LossFn(Protocol):
+    """The loss of a batch."""
 
-    Burda, Grosse and Salakhutdinov (2016), eq. 8, https://arxiv.org/abs/1509.00519.
+    def __call__(
+        self, model: Any, params: Params, own: Params, key: Array, x: Array, step: Array, /
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns the scalar loss, and means over the batch of what is worth reporting.
 
-    Args:
-      led: the model.
-      params: its parameters.
-      key: PRNG key.
-      x: data `[..., *x_shape]`.
-      num_samples: K, all held in memory at once.
-
-    Returns:
-      The bound in nats, `[...]`; K = 1 gives the ELBO.
-
-    Raises:
-      ValueError: if num_samples is not positive.
-    """
-    if num_samples < 1:
-        raise ValueError(f"bound: expected num_samples of 1 or more, got {num_samples}")
-    log_weights = led.elbo(params, key, x, (num_samples,)).bound
-    return jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
+        Args:
+          model: a `LED`, or whatever the objective is for.
+          params: the model's parameters.
+          own: the objective's parameters, from its `init`.
+          key: PRNG key of the step.
+          x: the batch `[n, *x_shape]`.
+          step: number of steps taken so far, an integer scalar.
+        """
+        ...
 
 
-class NLL(NamedTuple):
-    """An importance-sampled estimate of -E[log p(x)], in nats.
+class Objective(NamedTuple):
+    """What training minimises.
+
+    The step differentiates the loss with respect to the model's parameters and the objective's own
+    together; the optimizer's state is `optimizer.init((params, own))`.
 
     Attributes:
-      nll: mean over the data.
-      standard_error: of `nll` as an estimate of the population's mean: the spread over the data.
-      monte_carlo_error: of `nll` given these data: the spread of the importance weights.
-      elbo: mean over data and samples of the one-sample bound, from the same draws.
-      per_example: `[n]`, -log p(x) of each row.
+      init: `(key, model, params, x) -> own`.
+      loss: `(model, params, own, key, x, step) -> (loss, metrics)`.
     """
 
-    nll: float
-    standard_error: float
-    monte_carlo_error: float
-    elbo: float
-    per_example: np.ndarray
+    init: InitFn
+    loss: LossFn
 
 
-class _Weights(NamedTuple):
-    """Running sums over importance weights w, scaled by e^-offset: one entry a data point."""
+def elbo(kl_weight: float | Schedule = 1.0) -> Objective:
+    """Minus the evidence lower bound, with a weight w on its KL part.
 
-    offset: Array
-    total: Array
-    total_squares: Array
-    total_log: Array
-
-
-def nll(
-    led: LED,
-    params: Params,
-    key: Array,
-    x: np.ndarray | Array,
-    num_samples: int = 5000,
-    *,
-    batch_size: int = 40,
-    samples_per_chunk: int = 50,
-    progress: Callable[[int], object] = lambda rows: None,
-    mesh: Mesh | None = None,
-    method: str = "pmap",
-) -> NLL:
-    """Estimates -log p(x) by importance sampling from q(z|x), in bounded memory.
-
-    Each x is encoded once; its weights are summed as a stream, `samples_per_chunk` at a time, so
-    memory grows with batch_size * samples_per_chunk and not with num_samples or n. By Jensen's
-    inequality the estimate is too high on average, by less the more samples there are.
+    loss = -E[log p(x|z)] + w E[log q(z|x) - log p(z)]: Huang et al. (2017), eq. 5, for w = 1.
 
     Args:
-      led: the model.
-      params: its parameters.
-      key: PRNG key.
-      x: data `[n, *x_shape]`, of any dtype that casts to float32.
-      num_samples: importance samples for each row.
-      batch_size: rows at a time.
-      samples_per_chunk: samples at a time; the last chunk's surplus is left out. On a CPU a large
-        decoder is faster with few, whose activations its caches hold.
-      progress: called with the number of rows just finished.
-      mesh: devices, each of which takes every so-manieth batch: the estimate is the same on any
-        number of them. None for one device alone.
-      method: how the mesh is used, one of `parallel.METHODS`.
+      kl_weight: w, or an optax schedule of the step. One that rises to 1 is a warm-up (Sonderby et
+        al., 2016, https://arxiv.org/abs/1602.02282).
 
     Returns:
-      `NLL`, of Python floats and a NumPy array.
-
-    Raises:
-      ValueError: if x is empty, or a size is not positive.
-    """
-    if min(len(x), num_samples, batch_size, samples_per_chunk) < 1:
-        raise ValueError(
-            "nll: expected at least one row and positive sizes, got "
-            f"{len(x)} rows, num_samples={num_samples}, batch_size={batch_size}, "
-            f"samples_per_chunk={samples_per_chunk}"
-        )
-    samples_per_chunk = min(samples_per_chunk, num_samples)
-    batch_size = min(batch_size, len(x))
-
-    def batch(i: int) -> np.ndarray | Array:
-        # The last batch is filled up with rows from the front, so that one program serves all.
-        return x[np.arange(i * batch_size, (i + 1) * batch_size) % len(x)]
-
-    def sum_weights(params: Params, key: Array, i: Array | int, x: np.ndarray | Array) -> _Weights:
-        key = jax.random.fold_in(key, i)
-        return _sum_weights(led, num_samples, samples_per_chunk, params, key, x)
-
-    if mesh is None or mesh.size == 1:
-        num_devices, launch = 1, lambda i: sum_weights(params, key, i, batch(i))
-    else:
-        num_devices = mesh.size
-        launch = _on_all_devices(sum_weights, mesh, method, params, key, batch)
-    starts = range(0, -(-len(x) // batch_size), num_devices)
-    finished = _fetch_all(launch, starts, len(x), num_devices * batch_size, progress)
-    sums = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *finished)
-    per_example = math.log(num_samples) - sums.offset - np.log(sums.total)
-    # Delta method: Var[log mean w] = Var[w] / (K E[w]^2).
-    variance = np.maximum(sums.total_squares / sums.total**2 - 1 / num_samples, 0)
-    return NLL(
-        nll=float(per_example.mean(dtype=np.float64)),
-        standard_error=float(per_example.std() / math.sqrt(len(x))),
-        monte_carlo_error=float(np.sqrt(variance.sum(dtype=np.float64)) / len(x)),
-        elbo=float(sums.total_log.mean(dtype=np.float64) / num_samples),
-        per_example=per_example,
-    )
-
-
-def _fetch_all(
-    launch: Callable[[int], _Weights],
-    starts: range,
-    num_rows: int,
-    rows_a_launch: int,
-    progress: Callable[[int], object],
-) -> list[_Weights]:
-    """What all launches come to, in order; the device always has a batch to go on with."""
-    pending, finished = [], []
-    for i in starts:
-        pending.append(launch(i))
-        if len(pending) > 2:
-            finished.append(parallel.fetch(pending.pop(0)))
-            progress(rows_a_launch)
-    progress_left = num_rows - rows_a_launch * len(finished)
-    finished += parallel.fetch(pending)
-    progress(progress_left)
-    return finished
-
-
-def _on_all_devices(
-    sum_weights: Callable[[Params, Array, Array, Array], _Weights],
-    mesh: Mesh,
-    method: str,
-    params: Params,
-    key: Array,
-    batch: Callable[[int], np.ndarray | Array],
-) -> Callable[[int], _Weights]:
-    """The function that sums the weights of as many batches as there are devices, from the i-th."""
-    same = parallel.replicate(mesh, (params, key))
-
-    def arguments(i: int) -> tuple[Any, ...]:
-        numbers = i + parallel.local_positions(mesh)
-        return *same, *parallel.split(mesh, (numbers, np.stack([batch(n) for n in numbers])))
-
-    mapped = parallel.compile(
-        sum_weights, mesh, *arguments(0), split_args=(2, 3), split_output=True, method=method
-    )
-    return lambda i: jax.tree.map(jnp.ravel, mapped(*arguments(i)))
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _sum_weights(
-    led: LED, num_samples: int, samples_per_chunk: int, params: Params, key: Array, x: Array
-) -> _Weights:
-    x = x.astype(jnp.result_type(float))
-    encoding = led.encoder.apply(params["encoder"], x)
-
-    def add_chunk(sums: _Weights, i: Array) -> tuple[_Weights, None]:
-        chunk_key = jax.random.fold_in(key, i)
-        terms = led.elbo(params, chunk_key, x, (samples_per_chunk,), encoding)
-        wanted = i * samples_per_chunk + jnp.arange(samples_per_chunk) < num_samples
-        wanted = wanted.reshape(-1, *(1,) * (terms.bound.ndim - 1))
-        log_weights = jnp.where(wanted, terms.bound, -jnp.inf)
-        offset = jnp.maximum(sums.offset, log_weights.max(0))
-        rescale = jnp.exp(sums.offset - offset)
-        weights = jnp.exp(log_weights - offset)
-        return _Weights(
-            offset,
-            sums.total * rescale + weights.sum(0),
-            sums.total_squares * rescale**2 + (weights**2).sum(0),
-            sums.total_log + jnp.where(wanted, terms.bound, 0).sum(0),
-        ), None
-
-    zeros = jnp.zeros(len(x), x.dtype)
-    start = _Weights(jnp.full_like(zeros, jnp.finfo(x.dtype).min), zeros, zeros, zeros)
-    num_chunks = -(-num_samples // samples_per_chunk)
-    return jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))[0]
-
-
-class MarginalMatching(NamedTuple):
-    """The bound's KL in two at draws of x from the data and z ~ q(z|x), each `[n]` in nats.
-
-    E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z)), with the aggregated posterior
-    q(z) = E_x q(z|x): Hoffman and Johnson (2016), "ELBO surgery". The prior enters the second term
-    alone, which is the one in Huang et al. (2017), eq. 4. The draws are independent: expectations
-    are means, with a standard error of std / sqrt(n).
-
-    Attributes:
-      log_likelihood: log p(x|z).
-      mutual_information: log q(z|x) - log q(z), of mean I(x; z); never above log N.
-      marginal_kl: log q(z) - log p(z), of mean KL(q(z) || p(z)).
+      An objective whose metrics are "elbo", at weight 1, "log_likelihood", "log_prior" and
+      "log_posterior", in nats.
     """
 
-    log_likelihood: Array
-    mutual_information: Array
-    marginal_kl: Array
+    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
+        terms = jax.tree.map(jnp.mean, model.elbo(params, key, x))
+        weight = kl_weight(step) if callable(kl_weight) else kl_weight
+        kl = terms.log_posterior - terms.log_prior
+        return weight * kl - terms.log_likelihood, {"elbo": terms.bound, **terms._asdict()}
 
-    @property
-    def kl(self) -> Array:
-        """Log q(z|x) - log p(z), of mean E_x KL(q(z|x) || p(z))."""
-        return self.mutual_information + self.marginal_kl
+    return Objective(_nothing, loss)
 
 
-def marginal_matching(
-    led: LED,
-    params: Params,
-    key: Array,
-    x: np.ndarray | Array,
-    num_samples: int = 5000,
-    *,
-    samples_per_chunk: int = 100,
-    progress: Callable[[int], object] = lambda samples: None,
-) -> MarginalMatching:
-    """Splits the bound's KL into mutual information and KL(q(z) || p(z)).
+def maximum_likelihood() -> Objective:
+    """-E[log p(x)] of a `Density`, which is KL(data || p) up to the data's entropy.
 
-    The aggregated posterior is the whole mixture of the N components q(z|x_j), the one that z came
-    from included. It costs num_samples * N evaluations of a Gaussian, and as many inversions of the
-    posterior flow if that reads a context.
-
-    Args:
-      led: the model.
-      params: its parameters.
-      key: PRNG key.
-      x: data `[N, *x_shape]`, of any dtype that casts to float32.
-      num_samples: independent draws of a row and its z.
-      samples_per_chunk: draws at a time; the last chunk's surplus is left out.
-      progress: called with the number of draws just finished.
-
-    Returns:
-      `MarginalMatching`, of NumPy arrays `[num_samples]`.
-
-    Raises:
-      ValueError: if x is empty, or a size is not positive.
+    Its metric is "log_prob", in nats.
     """
-    if min(len(x), num_samples, samples_per_chunk) < 1:
-        raise ValueError(
-            "marginal_matching: expected at least one row and positive sizes, got "
-            f"{len(x)} rows, num_samples={num_samples}, samples_per_chunk={samples_per_chunk}"
-        )
-    x = jnp.asarray(x)
-    encoding = encode_all(led, params, x)
-    samples_per_chunk = min(samples_per_chunk, num_samples)
-    chunks = []
-    for i, start in enumerate(range(0, num_samples, samples_per_chunk)):
-        chunk_key = jax.random.fold_in(key, i)
-        chunk = _match_draws(led, samples_per_chunk, params, chunk_key, x, encoding)
-        chunks.append(jax.device_get(chunk))
-        progress(min(samples_per_chunk, num_samples - start))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_samples], *chunks)
+
+    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
+        log_prob = model.log_prob(params, x).mean()
+        return -log_prob, {"log_prob": log_prob}
+
+    return Objective(_nothing, loss)
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def encode_all(led: LED, params: Params, x: Array, batch_size: int = 1000) -> Encoding:
-    """The encoder's output for all rows of x `[N, *x_shape]`, in bounded memory."""
-
-    def encode(x: Array) -> Encoding:
-        return led.encoder.apply(params["encoder"], x.astype(jnp.result_type(float)))
-
-    return jax.lax.map(encode, x, batch_size=batch_size)
-
-
-@partial(jax.jit, static_argnums=0)
-def aggregated_posterior_log_prob(led: LED, params: Params, z: Array, encoding: Encoding) -> Array:
-    """Log q(z) = log 1/N sum_j q(z|x_j), the density that the prior is to match.
-
-    Args:
-      led: the model.
-      params: its parameters.
-      z: points `[n, *latent_shape]`.
-      encoding: the encoder's output for all N rows, see `encode_all`.
-
-    Returns:
-      Log-densities `[n]` in nats.
-    """
-    if encoding.context is not None:
-
-        def log_mixture(z: Array) -> Array:
-            return jax.nn.logsumexp(led.posterior_log_prob(params, z, encoding))
-
-        return jax.lax.map(log_mixture, z) - math.log(len(encoding.mean))
-    # All components share the flow: one inversion for each z.
-    base, log_det = led.posterior.inverse(params["posterior"], z)
-    return _normal_mixture_log_prob(base, encoding.mean, encoding.log_std) + log_det
-
-
-def _normal_mixture_log_prob(x: Array, mean: Array, log_std: Array) -> Array:
-    """Log 1/N sum_j N(x; mean_j, std_j^2), for x `[n, ...]` and N rows of parameters.
-
-    The squares are expanded, (x - m)^2 = x^2 - 2 x m + m^2, so that all pairs are one matrix
-    product; means are centered first, which keeps the terms that cancel small.
-    """
-    center = mean.mean(0)
-    x, mean, log_std = (a.reshape(len(a), -1) for a in (x - center, mean - center, log_std))
-    precision = jnp.exp(-2 * log_std)
-    weights = jnp.concatenate([-0.5 * precision, precision * mean], 1).T
-    log_norm = log_std + 0.5 * math.log(2 * math.pi)
-    bias = -(0.5 * precision * mean * mean + log_norm).sum(1)
-
-    def log_mixture(x: Array) -> Array:
-        # Accelerators round the factors of a product by default.
-        product = jnp.matmul(jnp.concatenate([x * x, x], -1), weights, precision="highest")
-        return jax.nn.logsumexp(product + bias, axis=-1)
-
-    return jax.lax.map(log_mixture, x, batch_size=64) - math.log(len(mean))
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _match_draws(
-    led: LED, num_samples: int, params: Params, key: Array, x: Array, encoding: Encoding
-) -> MarginalMatching:
-    row_key, z_key = jax.random.split(key)
-    rows = jax.random.randint(row_key, (num_samples,), 0, len(x))
-    own = jax.tree.map(lambda leaf: leaf[rows], encoding)
-    z, log_posterior = led.posterior_sample_and_log_prob(params, z_key, own)
-    log_aggregate = aggregated_posterior_log_prob(led, params, z, encoding)
-    x = x[rows].astype(z.dtype)
-    return MarginalMatching(
-        log_likelihood=led.decoder.log_prob(params["decoder"], z, x),
-        mutual_information=log_posterior - log_aggregate,
-        marginal_kl=log_aggregate - led.prior.log_prob(params["prior"], z),
-    )
+def _nothing(key: Array, model: Any, params: Params, x: Array) -> Params:
+    return ()

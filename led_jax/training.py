@@ -1,35 +1,114 @@
-"""Training: a state, one step, one epoch as one compiled program, and a fit with selection."""
+"""Training: a state, one step, one epoch as one compiled program, and a fit with selection.
 
-from collections.abc import Callable
+Everything is written for whole batches. `epochs` is the one loop; `fit` is a `for` over it.
+"""
+
+import time
+import zlib
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
-from led_jax.model import LED, Elbo
-from led_jax.numerics import device_part, device_rows
-from led_jax.objectives import negative_elbo
+from led_jax.data import Dataset, gather
+from led_jax.objectives import Objective, elbo
+from led_jax.sharding import AXIS, METHODS, Placement, one_device
 
 Params = Any
+Average = Callable[[Any], Any]
+
+INIT_ROWS = 1000
+"""Rows of the training split, at most, that a model and an objective see when they are made."""
+
+_BLOCK_STEPS = 100
+"""Steps whose rows are gathered and sent to the devices together, where data stay on the host."""
+
+
+class Model(Protocol):
+    """What can be trained: a `LED`, a `Density`, or anything else that an objective takes."""
+
+    @property
+    def init(self) -> Callable[..., Params]:
+        """`(key, x) -> params` for rows x of the data."""
+        ...
+
+
+class ScoreFn(Protocol):
+    """What is measured on the validation split."""
+
+    def __call__(self, model: Any, params: Params, key: Array, x: Array, /) -> dict[str, Array]:
+        """Numbers `[n]` for the rows x `[n, *x_shape]`; their means are reported."""
+        ...
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on.
+    """All that the next epoch depends on.
 
     Attributes:
       params: the model's parameters.
+      own: the objective's parameters, `()` for most.
       opt_state: the optimizer's state.
       key: the run's key; every epoch and step folds its number into it, nothing replaces it.
       epoch: number of finished epochs, an int32 scalar.
     """
 
     params: Params
+    own: Params
     opt_state: optax.OptState
     key: Array
     epoch: Array
+
+
+class Progress(NamedTuple):
+    """What training has come to after an epoch, and all that it needs to go on.
+
+    Attributes:
+      state: the state after the epoch.
+      best: the state with the best validation score so far; the last one without validation.
+      history: a record for each validated epoch: "epoch", the means of the objective's metrics as
+        "train_NAME" and of the validation's as "valid_NAME".
+      best_score: the best validation score, -inf before the first.
+      skipped: updates that were skipped because they were not finite, over all epochs.
+      train: means of the objective's metrics over the epoch's steps.
+      seconds: wall time of the epoch's steps, without compilation.
+      compile_seconds: time to make the epoch's program, 0 where it was at hand.
+    """
+
+    state: TrainState
+    best: TrainState
+    history: tuple[dict[str, float], ...] = ()
+    best_score: float = -np.inf
+    skipped: int = 0
+    train: dict[str, float] = {}
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return int(self.state.epoch)
+
+    @property
+    def params(self) -> Params:
+        """The model's parameters in the best state."""
+        return self.best.params
+
+
+class Steps(NamedTuple):
+    """What the steps of an epoch, or of a part of one, came to.
+
+    Attributes:
+      metrics: the objective's metrics `[num_steps]`, batch means.
+      updated: `[num_steps]`, False where an update was skipped.
+    """
+
+    metrics: dict[str, Array]
+    updated: Array
 
 
 def adam(
@@ -58,56 +137,78 @@ def adam(
     )
 
 
+def bound_terms(model: Any, params: Params, key: Array, x: Array) -> dict[str, Array]:
+    """The ELBO and its three terms for each row, in nats, with one draw of z for each."""
+    terms = model.elbo(params, key, x)
+    return {"elbo": terms.bound, **terms._asdict()}
+
+
 def init_state(
-    led: LED, optimizer: optax.GradientTransformation, key: Array, x: Array
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    x: Array,
+    objective: Objective | None = None,
 ) -> TrainState:
     """A fresh state.
 
     Args:
-      led: the model.
+      model: the model.
       optimizer: the optimizer.
       key: the run's key.
-      x: a batch of data `[n, *x_shape]` that fixes the shapes.
+      x: prepared rows of the data `[n, *x_shape]`.
+      objective: what is to be minimised; None takes `objectives.elbo()`.
     """
+    objective = objective or elbo()
+
+    # Runs once, so that it is compiled quickly rather than well.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def init(key: Array, x: Array) -> tuple[Params, Params]:
+        params_key, own_key = jax.random.split(key)
+        params = model.init(params_key, x)
+        return params, objective.init(own_key, model, params, x)
+
     init_key, run_key = jax.random.split(key)
-    params = jax.jit(led.init)(init_key, x.astype(jnp.result_type(float)))
-    return TrainState(params, optimizer.init(params), run_key, jnp.zeros((), jnp.int32))
+    params, own = init(init_key, x)
+    opt_state = optimizer.init((params, own))
+    return TrainState(params, own, opt_state, run_key, jnp.zeros((), jnp.int32))
 
 
 def train_step(
-    led: LED,
+    model: Model,
     optimizer: optax.GradientTransformation,
-    params: Params,
+    objective: Objective,
+    trained: tuple[Params, Params],
     opt_state: optax.OptState,
     key: Array,
     x: Array,
-    kl_weight: Array | float = 1.0,
-    axis_name: str | None = None,
-) -> tuple[Params, optax.OptState, Elbo]:
-    """One update on a batch, written for one device.
+    step: Array | int,
+    average: Average = lambda tree: tree,
+) -> tuple[tuple[Params, Params], optax.OptState, dict[str, Array]]:
+    """One update on a batch.
 
     Args:
-      led: the model.
+      model: the model.
       optimizer: the optimizer.
-      params: parameters.
+      objective: what is minimised.
+      trained: parameters of the model and of the objective.
       opt_state: the optimizer's state.
-      key: PRNG key of the step, the same on every device.
-      x: the device's part of the batch, `[n, *x_shape]`.
-      kl_weight: weight of the KL, see `objectives.negative_elbo`.
-      axis_name: mapped axis over whose devices the batch is split, and gradients and terms are
-        averaged; None for one device alone.
+      key: PRNG key of the step.
+      x: the batch `[n, *x_shape]`.
+      step: number of steps taken so far.
+      average: what is done to the gradient and the metrics, where a batch is in parts.
 
     Returns:
-      The new parameters and optimizer state, and the batch means of the bound's terms.
+      The new `trained` and optimizer state, and the objective's metrics.
     """
-    gradient, terms = jax.grad(
-        lambda params: negative_elbo(led, params, key, x, kl_weight, axis_name), has_aux=True
-    )(params)
-    # The mean over one device would be a copy of the gradient.
-    if axis_name is not None and jax.lax.axis_size(axis_name) > 1:
-        gradient, terms = jax.lax.pmean((gradient, terms), axis_name)
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, terms
+
+    def loss(trained: tuple[Params, Params]) -> tuple[Array, dict[str, Array]]:
+        return objective.loss(model, *trained, key, x, jnp.asarray(step))
+
+    gradient, metrics = average(jax.grad(loss, has_aux=True)(trained))
+    updates, opt_state = optimizer.update(gradient, opt_state, trained)
+    trained = jax.tree.map(lambda p, u: p + u.astype(p.dtype), trained, updates)
+    return trained, opt_state, metrics
 
 
 @jax.jit
@@ -117,127 +218,85 @@ def is_finite(tree: Any) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
-class Steps(NamedTuple):
-    """What the steps of an epoch, or of a part of one, came to.
-
-    Attributes:
-      terms: the bound's terms `[num_steps]`, batch means.
-      updated: `[num_steps]`, False where a step was skipped.
-    """
-
-    terms: Elbo
-    updated: Array
-
-    def mean(self) -> Elbo:
-        """The terms' means over the steps that were not skipped; NaN if all were."""
-        return jax.tree.map(lambda term: term.mean(where=self.updated), self.terms)
-
-
 def epoch_rows(state: TrainState, num_rows: int, batch_size: int) -> Array:
     """The rows of an epoch's batches, `[num_steps, batch_size]`: a random order of all rows.
 
     The last `num_rows % batch_size` of them sit out, other ones in every epoch.
-
-    Raises:
-      ValueError: if batch_size exceeds the number of rows.
     """
-    if batch_size > num_rows:
-        raise ValueError(f"epoch: expected at least batch_size={batch_size} rows, got {num_rows}")
     rows = jax.random.permutation(_epoch_keys(state)[0], num_rows)
     return rows[: num_rows - num_rows % batch_size].reshape(-1, batch_size)
 
 
-def make_epoch(
-    led: LED,
-    optimizer: optax.GradientTransformation,
-    batch_size: int,
-    *,
-    dynamic: bool = False,
-    kl_warmup: float = 0.0,
-    axis_name: str | None = None,
-    skip_nonfinite: bool = False,
-) -> Callable[[TrainState, Array], tuple[TrainState, Steps]]:
-    """Builds the function that trains for one epoch, as one compiled program.
+class _Epoch(NamedTuple):
+    """The epoch's equations; how their arrays lie on devices is up to the caller.
 
-    Args:
-      led: the model.
+    Attributes:
+      model: the model.
       optimizer: the optimizer.
-      batch_size: rows a step, on all devices together; the rows left over sit out, other ones in
-        every epoch.
-      dynamic: whether rows are grey levels 0..255, binarized afresh with P(1) = level / 255.
-      kl_warmup: number of epochs over which the KL's weight rises to 1.
-      axis_name: mapped axis over whose devices every batch is split evenly; None for one device
-        alone.
-      skip_nonfinite: leave the state as it was in steps that would give it, or the terms, a NaN or
-        an infinity. Without, such a step spoils all later ones, which `is_finite` tells at the
-        end of the epoch; checking every step takes time.
-
-    Returns:
-      `epoch(state, data) -> (state, steps)` for data `[n, *x_shape]` of uint8, the same on every
-      device. The state passed in is consumed: its buffers are used for the new one.
-
-    Raises:
-      ValueError: if batch_size is not positive or, when called, exceeds the number of rows.
-    """
-    if batch_size < 1:
-        raise ValueError(f"make_epoch: batch_size must be positive, got {batch_size}")
-    make_step = partial(_make_step, led, optimizer, dynamic, kl_warmup, axis_name, skip_nonfinite)
-
-    @partial(jax.jit, donate_argnums=0)
-    def epoch(state: TrainState, data: Array) -> tuple[TrainState, Steps]:
-        rows = epoch_rows(state, len(data), batch_size)
-        if axis_name is not None:
-            rows = device_part(rows, axis_name, axis=1)
-        step = make_step(state, len(rows))
-        (params, opt_state), result = jax.lax.scan(
-            lambda carry, inputs: step(carry, (inputs[0], data[inputs[1]])),
-            (state.params, state.opt_state),
-            (jnp.arange(len(rows)), rows),
-        )
-        return TrainState(params, opt_state, state.key, state.epoch + 1), result
-
-    return epoch
-
-
-def make_steps(
-    led: LED,
-    optimizer: optax.GradientTransformation,
-    num_steps: int,
-    *,
-    dynamic: bool = False,
-    kl_warmup: float = 0.0,
-    axis_name: str | None = None,
-    skip_nonfinite: bool = False,
-) -> Callable[[TrainState, Array, Array], tuple[TrainState, Steps]]:
-    """As `make_epoch`, but of a part of an epoch, on batches that the caller picked.
-
-    Args:
-      led: the model.
-      optimizer: the optimizer.
+      objective: what is minimised.
+      prepare: makes a batch of rows, `Dataset.prepare`.
+      batch_size: rows a step.
       num_steps: steps an epoch.
-      dynamic: as in `make_epoch`.
-      kl_warmup: as in `make_epoch`.
-      axis_name: as in `make_epoch`.
-      skip_nonfinite: as in `make_epoch`.
-
-    Returns:
-      `steps(state, first, x) -> (state, steps)` for the number of x's first step in the epoch and
-      x `[k, n, *x_shape]` of uint8, the device's part of k batches. It consumes the state. The
-      epoch's last step counts the epoch as finished.
+      skip_nonfinite: leave the state as it was in steps that would give it, or the metrics, a NaN
+        or an infinity. Without, such a step spoils all later ones, which `is_finite` tells at the
+        end of the epoch; checking every step takes time.
     """
-    make_step = partial(_make_step, led, optimizer, dynamic, kl_warmup, axis_name, skip_nonfinite)
 
-    @partial(jax.jit, donate_argnums=0)
-    def steps(state: TrainState, first: Array, x: Array) -> tuple[TrainState, Steps]:
-        step = make_step(state, num_steps)
-        numbers = first + jnp.arange(len(x))
-        (params, opt_state), result = jax.lax.scan(
-            step, (state.params, state.opt_state), (numbers, x)
-        )
-        finished = (first + len(x) == num_steps).astype(state.epoch.dtype)
-        return TrainState(params, opt_state, state.key, state.epoch + finished), result
+    model: Model
+    optimizer: optax.GradientTransformation
+    objective: Objective
+    prepare: Callable[[Array, Array], Array]
+    batch_size: int
+    num_steps: int
+    skip_nonfinite: bool = False
 
-    return steps
+    def scan(
+        self,
+        state: TrainState,
+        batches: Any,
+        read: Callable[[Any], Array] = lambda batch: batch,
+        first: Array | int = 0,
+        of_part: Callable[[Array], Array] = lambda key: key,
+        average: Average = lambda tree: tree,
+    ) -> tuple[TrainState, Steps]:
+        """Steps through some of an epoch's batches.
+
+        Args:
+          state: the state before them.
+          batches: `[k, ...]`, one entry a step.
+          read: from an entry to the rows of its batch.
+          first: number of the first step within the epoch.
+          of_part: what is done to a step's key, where a batch is in parts.
+          average: as in `train_step`.
+        """
+        step_key = _epoch_keys(state)[1]
+
+        def step(carry: tuple[Any, Any], inputs: tuple[Array, Any]):
+            i, batch = inputs
+            keys = jax.random.split(of_part(jax.random.fold_in(step_key, i)))
+            x = self.prepare(keys[1], read(batch))
+            *new, metrics = train_step(
+                self.model,
+                self.optimizer,
+                self.objective,
+                *carry,
+                keys[0],
+                x,
+                state.epoch * self.num_steps + i,
+                average,
+            )
+            new = tuple(new)
+            if not self.skip_nonfinite:
+                return new, Steps(metrics, jnp.array(True))
+            updated = is_finite((new, metrics))
+            return jax.tree.map(partial(jnp.where, updated), new, carry), Steps(metrics, updated)
+
+        length = len(jax.tree.leaves(batches)[0])
+        numbers = first + jnp.arange(length)
+        carry = (state.params, state.own), state.opt_state
+        ((params, own), opt_state), steps = jax.lax.scan(step, carry, (numbers, batches))
+        epoch = state.epoch + (first + length == self.num_steps)
+        return TrainState(params, own, opt_state, state.key, epoch), steps
 
 
 def _epoch_keys(state: TrainState) -> Array:
@@ -245,61 +304,318 @@ def _epoch_keys(state: TrainState) -> Array:
     return jax.random.split(jax.random.fold_in(state.key, state.epoch))
 
 
-def _make_step(
-    led: LED,
-    optimizer: optax.GradientTransformation,
-    dynamic: bool,
-    kl_warmup: float,
-    axis_name: str | None,
-    skip_nonfinite: bool,
-    state: TrainState,
-    num_steps: int,
-):
-    """The body of a scan over the steps of the epoch that `state` begins."""
-    step_key, dtype = _epoch_keys(state)[1], jnp.result_type(float)
-
-    def step(carry, inputs):
-        i, x = inputs
-        key, binarize_key = jax.random.split(jax.random.fold_in(step_key, i))
-        x = x.astype(dtype)
-        if dynamic:
-            draw = device_rows(jax.random.uniform, binarize_key, x.shape, axis_name)
-            x = (draw < x / 255).astype(dtype)
-        kl_weight = 1.0
-        if kl_warmup:
-            kl_weight = jnp.minimum(1.0, (state.epoch + i / num_steps) / kl_warmup)
-        params, opt_state, terms = train_step(
-            led, optimizer, carry[0], carry[1], key, x, kl_weight, axis_name
-        )
-        new = params, opt_state
-        if not skip_nonfinite:
-            return new, Steps(terms, jnp.array(True))
-        updated = is_finite((new, terms))
-        return jax.tree.map(partial(jnp.where, updated), new, carry), Steps(terms, updated)
-
-    return step
+RunEpoch = Callable[[TrainState], tuple[TrainState, Steps]]
 
 
-def make_evaluate(led: LED, batch_size: int = 1000) -> Callable[[Params, Array, Array], Elbo]:
-    """Builds the function that averages the bound's terms over a whole split.
+def _on_devices(
+    epoch: _Epoch, rows: np.ndarray, placement: Placement, state: TrainState
+) -> RunEpoch:
+    """An epoch whose training rows lie whole on every device: one program."""
+    data = placement.replicate(rows)
 
-    Returns:
-      `evaluate(params, key, data) -> terms`, compiled, for data `[n, *x_shape]`: the means over
-      all n rows, with one draw of z for each.
+    @partial(jax.jit, out_shardings=placement.replicated)
+    def run(state: TrainState, data: Array) -> tuple[TrainState, Steps]:
+        order = epoch_rows(state, len(data), epoch.batch_size)
+        order = jax.lax.with_sharding_constraint(order, placement.rows(axis=1))
+        return epoch.scan(state, order, lambda batch: data[batch])
+
+    compiled = run.lower(state, data).compile()
+    return lambda state: compiled(state, data)
+
+
+def _from_host(
+    epoch: _Epoch, rows: np.ndarray, placement: Placement, state: TrainState
+) -> RunEpoch:
+    """An epoch whose training rows stay on the host, read in blocks ahead of their steps.
+
+    Every process reads the rows of its own devices.
     """
 
-    @jax.jit
-    def evaluate(params: Params, key: Array, data: Array) -> Elbo:
-        def terms(args: tuple[Array, Array]) -> Elbo:
-            i, x = args
-            return led.elbo(params, jax.random.fold_in(key, i), x.astype(jnp.result_type(float)))
+    @partial(jax.jit, out_shardings=placement.replicated)
+    def run(state: TrainState, first: Array, x: Array) -> tuple[TrainState, Steps]:
+        return epoch.scan(state, x, first=first)
 
-        size = min(batch_size, len(data))
-        whole = len(data) // size
-        batches = data[: whole * size].reshape(whole, size, *data.shape[1:])
-        parts = [jax.tree.map(jnp.ravel, jax.lax.map(terms, (jnp.arange(whole), batches)))]
-        if len(data) % size:
-            parts.append(terms((jnp.array(whole), data[whole * size :])))
+    order = jax.jit(epoch_rows, static_argnums=(1, 2), out_shardings=placement.replicated)
+    shape = (epoch.batch_size, *rows.shape[1:])
+
+    def blocks(indices: np.ndarray) -> Iterator[Array]:
+        starts = np.split(indices, range(_BLOCK_STEPS, len(indices), _BLOCK_STEPS))
+        return gather(
+            starts,
+            lambda block: placement.split(
+                (len(block), *shape), lambda part: rows[block[part[:2]]], axis=1
+            ),
+        )
+
+    def run_epoch(state: TrainState) -> tuple[TrainState, Steps]:
+        first, parts = 0, []
+        for x in blocks(np.asarray(order(state, len(rows), epoch.batch_size))):
+            state, steps = run(state, placement.replicate(np.int32(first)), x)
+            parts.append(steps)
+            first += len(x)
+        return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    return run_epoch
+
+
+def _by_pmap(epoch: _Epoch, rows: np.ndarray, placement: Placement, state: TrainState) -> RunEpoch:
+    """`_on_devices` by `jax.pmap`: each device takes its part of every batch.
+
+    Gradients and metrics are averaged, so that the objective must be a mean over rows. Each device
+    folds its index into the steps' keys: other random numbers than one device's.
+    """
+    data, size = placement.replicate(rows), placement.mesh.size
+
+    def on_device(_: Array, state: TrainState, data: Array) -> tuple[TrainState, Steps]:
+        device = jax.lax.axis_index(AXIS)
+        order = epoch_rows(state, len(data), epoch.batch_size)
+        return epoch.scan(
+            state,
+            order.reshape(len(order), size, -1)[:, device],
+            lambda batch: data[batch],
+            of_part=lambda key: jax.random.fold_in(key, device),
+            average=lambda tree: jax.lax.pmean(tree, AXIS),
+        )
+
+    mapped = jax.pmap(
+        on_device,
+        AXIS,
+        in_axes=(0, None, None),
+        out_axes=None,
+        devices=list(placement.mesh.devices.flat),
+    )
+    numbers = placement.split((size,), lambda part: np.arange(size)[part])
+    compiled = mapped.lower(numbers, state, data).compile()
+    return lambda state: compiled(numbers, state, data)
+
+
+def epochs(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    dataset: Dataset,
+    key: Array,
+    *,
+    objective: Objective | None = None,
+    batch_size: int = 100,
+    score: ScoreFn = bound_terms,
+    select: str = "elbo",
+    valid_every: int = 1,
+    num_epochs: int | None = None,
+    placement: Placement | None = None,
+    on_host: bool = False,
+    method: str = "jit",
+    max_skipped: int = 10,
+    resume: Progress | None = None,
+) -> Iterator[Progress]:
+    """Trains, and yields what it has come to after every epoch.
+
+    An epoch that ends in numbers that are not finite is gone through once more, with every step
+    checked and those that are not finite skipped.
+
+    Args:
+      model: what to train.
+      optimizer: any optax transformation.
+      dataset: its `train` rows are trained on, its `valid` rows are validated on; `test` is not
+        touched.
+      key: PRNG key of the run: the same key gives the same parameters.
+      objective: what is minimised; None takes `objectives.elbo()`.
+      batch_size: rows a step, on all devices together; those left over sit out, other ones in
+        every epoch.
+      score: what is measured on the validation split.
+      select: name of the number in `score` whose mean selects the best state, larger is better.
+      valid_every: epochs between validations; the last of `num_epochs` is always validated.
+      num_epochs: the epoch to stop after; None never stops.
+      placement: the devices to train on; None takes one.
+      on_host: leave the training rows in the host's memory and read them ahead of each step;
+        otherwise every device holds all of them.
+      method: how several devices share a batch: "jit" spreads the rows of one program, whose
+        random numbers are those of one device; "pmap" runs a program for each.
+      max_skipped: updates that may be skipped because they are not finite.
+      resume: what an earlier call yielded, to go on from there as if it had not stopped.
+
+    Yields:
+      `Progress`. States are never reused, so that they may be kept.
+
+    Raises:
+      ValueError: if an argument is not as above, or too few rows are there for a batch.
+      FloatingPointError: if too many updates, or the validation's score, are not finite.
+    """
+    objective = objective or elbo()
+    placement = placement or one_device()
+    train = dataset.train
+    _check_epochs(len(train), batch_size, placement, on_host, method)
+    epoch = _Epoch(
+        model, optimizer, objective, dataset.prepare, batch_size, len(train) // batch_size
+    )
+    if resume is None:
+        prepare_key, state_key = jax.random.split(key)
+        x = jax.jit(dataset.prepare)(prepare_key, jnp.asarray(train[:INIT_ROWS]))
+        state = init_state(model, optimizer, state_key, x, objective)
+        resume = Progress(state, state)
+    progress = resume._replace(
+        state=placement.replicate(resume.state), best=placement.replicate(resume.best)
+    )
+    build = _from_host if on_host else _by_pmap if method == "pmap" else _on_devices
+    programs: dict[bool, RunEpoch] = {}
+
+    def run(state: TrainState, skip_nonfinite: bool) -> tuple[TrainState, Steps, float]:
+        start = time.perf_counter()
+        if skip_nonfinite not in programs:
+            checked = epoch._replace(skip_nonfinite=skip_nonfinite)
+            programs[skip_nonfinite] = build(checked, train, placement, state)
+        built = time.perf_counter()
+        return *programs[skip_nonfinite](state), built - start
+
+    validate = _validation(model, score, dataset, placement)
+    while num_epochs is None or progress.epoch < num_epochs:
+        start = time.perf_counter()
+        state, steps, compile_seconds = run(progress.state, False)
+        if not is_finite((state, steps)):
+            state, steps, more_seconds = run(progress.state, True)
+            compile_seconds += more_seconds
+        steps = jax.device_get(steps)
+        seconds = time.perf_counter() - start - compile_seconds
+        skipped = _count_skipped(progress, steps, max_skipped)
+        metrics = {
+            name: float(values.mean(where=steps.updated, dtype=np.float64))
+            for name, values in steps.metrics.items()
+        }
+        progress = progress._replace(
+            state=state,
+            skipped=skipped,
+            train=metrics,
+            seconds=seconds,
+            compile_seconds=compile_seconds,
+        )
+        number = progress.epoch
+        if validate is None:
+            progress = progress._replace(best=state)
+        elif number % valid_every == 0 or number == num_epochs:
+            progress = _select(progress, validate(state), select)
+        yield progress
+
+
+def _check_epochs(
+    num_rows: int, batch_size: int, placement: Placement, on_host: bool, method: str
+) -> None:
+    if not 1 <= batch_size <= num_rows:
+        raise ValueError(
+            f"epochs: batch_size must be from 1 to the {num_rows} training rows, got {batch_size}"
+        )
+    if batch_size % placement.mesh.size:
+        raise ValueError(
+            f"epochs: batch_size={batch_size} does not divide over {placement.mesh.size} devices"
+        )
+    if method not in METHODS:
+        raise ValueError(f"epochs: method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method == "pmap" and on_host:
+        raise ValueError("epochs: method='pmap' needs the data on the devices; take 'jit'")
+
+
+def _validation(
+    model: Model, score: ScoreFn, dataset: Dataset, placement: Placement, batch_size: int = 1000
+) -> Callable[[TrainState], dict[str, float]] | None:
+    """The function that measures a state on the whole validation split; None if that is empty."""
+    rows = dataset.valid
+    if not len(rows):
+        return None
+    rows = placement.replicate(rows)
+    size = min(batch_size, len(rows))
+
+    @partial(jax.jit, out_shardings=placement.replicated)
+    def measure(state: TrainState, rows: Array) -> dict[str, Array]:
+        # Another stream than the steps'.
+        key = jax.random.fold_in(state.key, zlib.crc32(b"validation"))
+        key = jax.random.fold_in(key, state.epoch)
+
+        def batch(i: Array, rows: Array) -> dict[str, Array]:
+            x = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+            return score(model, state.params, jax.random.fold_in(key, i), x)
+
+        whole = len(rows) // size
+        batches = rows[: whole * size].reshape(whole, size, *rows.shape[1:])
+        parts = jax.lax.map(lambda args: batch(*args), (jnp.arange(whole), batches))
+        parts = [jax.tree.map(jnp.ravel, parts)]
+        if len(rows) % size:
+            parts.append(batch(jnp.array(whole), rows[whole * size :]))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves).mean(), *parts)
 
-    return evaluate
+    def validate(state: TrainState) -> dict[str, float]:
+        means = jax.device_get(measure(state, rows))
+        return {name: float(value) for name, value in means.items()}
+
+    return validate
+
+
+def _select(progress: Progress, valid: dict[str, float], select: str) -> Progress:
+    """Adds a record to the history, and keeps the state if it is the best."""
+    number, value = progress.epoch, valid[select]
+    if not np.isfinite(value):
+        raise FloatingPointError(f"the validation's {select} is {value} in epoch {number}")
+    record = {
+        "epoch": number,
+        **{f"train_{name}": mean for name, mean in progress.train.items()},
+        **{f"valid_{name}": mean for name, mean in valid.items()},
+    }
+    progress = progress._replace(history=(*progress.history, record))
+    if value > progress.best_score:
+        progress = progress._replace(best=progress.state, best_score=value)
+    return progress
+
+
+def _count_skipped(progress: Progress, steps: Steps, max_skipped: int) -> int:
+    skipped = np.flatnonzero(~np.asarray(steps.updated))
+    left, total = max_skipped - progress.skipped, progress.skipped + len(skipped)
+    if len(skipped) > left:
+        raise FloatingPointError(
+            f"the objective or its gradient is not finite in step {skipped[left] + 1} of epoch "
+            f"{progress.epoch + 1}: {total} updates were skipped for that so far, more than "
+            f"max_skipped={max_skipped}"
+        )
+    return total
+
+
+def fit(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    dataset: Dataset,
+    key: Array,
+    num_epochs: int,
+    *,
+    patience: int | None = None,
+    callback: Callable[[Progress], object] = lambda progress: None,
+    resume: Progress | None = None,
+    **options: Any,
+) -> Progress:
+    """Trains for a number of epochs, or until the validation score stops rising.
+
+    Args:
+      model: what to train.
+      optimizer: any optax transformation.
+      dataset: what to train and to validate on.
+      key: PRNG key of the run.
+      num_epochs: epochs in all, those of `resume` included.
+      patience: epochs without a better validation score after which it stops; None never does.
+      callback: called with each epoch's `Progress`, say for a progress bar.
+      resume: what an earlier call returned, to go on from there.
+      **options: as in `epochs`.
+
+    Returns:
+      The last `Progress`: `progress.params` are the best state's parameters.
+
+    Raises:
+      ValueError: if there is nothing to do, or as in `epochs`.
+      FloatingPointError: as in `epochs`.
+    """
+    if num_epochs < 1:
+        raise ValueError(f"fit: num_epochs must be 1 or more, got {num_epochs}")
+    progress = resume
+    for progress in epochs(
+        model, optimizer, dataset, key, num_epochs=num_epochs, resume=resume, **options
+    ):
+        callback(progress)
+        if patience is not None and progress.epoch - int(progress.best.epoch) >= patience:
+            break
+    if progress is None:
+        raise ValueError("fit: expected epochs left to train")
+    return progress

@@ -2,12 +2,30 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from numpy.typing import ArrayLike
 
 SPLITS = ("train", "valid", "test")
+
+Prepare = Callable[[Array, Array], Array]
+"""`(key, rows) -> batch`: what is done to training rows before every step."""
+
+
+def cast(key: Array, rows: Array) -> Array:
+    """The rows as numbers of the default float dtype."""
+    return rows.astype(jnp.result_type(float))
+
+
+def binarize(key: Array, rows: Array) -> Array:
+    """A fresh draw of binary pixels from grey levels 0..255, with P(1) = level / 255."""
+    dtype = jnp.result_type(float)
+    return (jax.random.uniform(key, rows.shape, dtype) < rows / 255).astype(dtype)
 
 
 class Dataset(NamedTuple):
@@ -16,11 +34,10 @@ class Dataset(NamedTuple):
     Attributes:
         name: what the data are called in results and checkpoints.
         image_shape: (H, W) in pixels; rows are flattened row by row.
-        train: uint8 `[n, H*W]`: 0/1, or grey levels 0..255 where `dynamic`.
+        train: uint8 `[n, H*W]`: what `prepare` reads.
         valid: uint8 `[n, H*W]`, 0/1.
         test: uint8 `[n, H*W]`, 0/1.
-        dynamic: whether `train` holds grey levels, to be binarized afresh each epoch with
-            P(1) = level / 255.
+        prepare: `(key, rows) -> batch` of floats, applied to training rows before every step.
     """
 
     name: str
@@ -28,7 +45,7 @@ class Dataset(NamedTuple):
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
-    dynamic: bool = False
+    prepare: Prepare = cast
 
 
 def from_arrays(
@@ -38,17 +55,20 @@ def from_arrays(
     valid: ArrayLike,
     test: ArrayLike,
     *,
-    dynamic: bool = False,
+    prepare: Prepare = cast,
+    top: int = 1,
 ) -> Dataset:
     """Checks three arrays and makes a `Dataset` of them.
 
     Args:
         name: what the data are called in results and checkpoints.
         image_shape: (H, W) in pixels.
-        train: `[n, H*W]`, whole numbers of any real dtype: 0/1, or 0..255 where `dynamic`.
+        train: `[n, H*W]`, whole numbers 0..top of any real dtype.
         valid: `[n, H*W]`, 0/1.
         test: `[n, H*W]`, 0/1.
-        dynamic: whether `train` holds grey levels 0..255.
+        prepare: what is done to training rows before every step: `cast`, or for grey levels
+            `binarize`.
+        top: the largest value that `train` may hold, at most 255.
 
     Returns:
         The data set, its splits as uint8.
@@ -59,23 +79,23 @@ def from_arrays(
     if len(image_shape) != 2 or min(image_shape) < 1:
         raise ValueError(f"{name}: image_shape is {image_shape}, expected (H, W), both positive")
     height, width = map(int, image_shape)
-    tops = {"train": 255 if dynamic else 1, "valid": 1, "test": 1}
+    tops = {"train": top, "valid": 1, "test": 1}
     arrays = [
         _checked(f"{name}: {split}", np.asarray(array), height * width, tops[split])
         for split, array in zip(SPLITS, (train, valid, test), strict=True)
     ]
-    return Dataset(name, (height, width), *arrays, dynamic=dynamic)
+    return Dataset(name, (height, width), *arrays, prepare=prepare)
 
 
 def fingerprint(dataset: Dataset) -> str:
     """Returns a SHA-256 hex digest of a data set's name, shapes and values.
 
     Two data sets have the same fingerprint only if training on them is the same: the order of
-    the rows and `dynamic` count too.
+    the rows and what `prepare` does to them count too.
     """
     arrays = [getattr(dataset, split) for split in SPLITS]
     shapes = [dataset.image_shape, *(array.shape for array in arrays)]
-    digest = hashlib.sha256(json.dumps([dataset.name, dataset.dynamic, shapes]).encode())
+    digest = hashlib.sha256(json.dumps([dataset.name, dataset.prepare.__name__, shapes]).encode())
     for array in arrays:
         digest.update(array.tobytes())
     return digest.hexdigest()

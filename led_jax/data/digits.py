@@ -3,7 +3,7 @@
 import numpy as np
 
 from led_jax.data.binarize import bernoulli, random_words
-from led_jax.data.dataset import Dataset, from_arrays
+from led_jax.data.dataset import Dataset, binarize, from_arrays
 
 _TOP = 16
 _TRAIN, _VALID = 1297, 250
@@ -34,4 +34,5 @@ def load_digits(*, dynamic: bool = False, seed: int = 0) -> Dataset:
     )
     if dynamic:
         train = (splits[0].astype(np.uint16) * 255 + _TOP // 2) // _TOP
-    return from_arrays("digits", (8, 8), train, valid, test, dynamic=dynamic)
+        return from_arrays("digits", (8, 8), train, valid, test, prepare=binarize, top=255)
+    return from_arrays("digits", (8, 8), train, valid, test)

@@ -1,21 +1,27 @@
 """Rows of data that stay on the host, gathered ahead of their use."""
 
-from collections.abc import Iterator, Sequence
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 INSTALL = 'pip install "led_jax[experiments]"'
 
+Block = TypeVar("Block")
+Rows = TypeVar("Rows")
+
 
 def gather(
-    rows: np.ndarray, blocks: Sequence[np.ndarray], *, num_threads: int = 2, num_ahead: int = 2
-) -> Iterator[np.ndarray]:
-    """Yields `rows[block]` for every block, in their order; threads of grain read ahead.
+    blocks: Sequence[Block],
+    read: Callable[[Block], Rows],
+    *,
+    num_threads: int = 2,
+    num_ahead: int = 2,
+) -> Iterator[Rows]:
+    """Yields `read(block)` for every block, in their order; threads of grain read ahead.
 
     Args:
-        rows: `[n, ...]`; a memory-mapped array is read block by block.
-        blocks: arrays of indices into `rows`.
-        num_threads: threads that gather.
+        blocks: say arrays of indices into rows.
+        read: what turns a block into rows; a memory-mapped array is read block by block.
+        num_threads: threads that read.
         num_ahead: blocks that are held ready.
 
     Raises:
@@ -26,6 +32,6 @@ def gather(
         import grain  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(f"data on the host need grain: {INSTALL} ({error})") from error
-    dataset = grain.MapDataset.source(blocks).map(lambda block: rows[block])
+    dataset = grain.MapDataset.source(blocks).map(read)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_ahead)
     yield from dataset.to_iter_dataset(options)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from led_jax.data.binarize import bernoulli
-from led_jax.data.dataset import Dataset, from_arrays
+from led_jax.data.dataset import Dataset, binarize, from_arrays
 
 INSTALL = 'pip install "led_jax[tfds]"'
 _SIDE = 28
@@ -89,7 +89,7 @@ def from_images(
         train if dynamic else bernoulli(train, 255, seed=seed, stream=0),
         bernoulli(valid, 255, seed=seed, stream=1),
         bernoulli(test, 255, seed=seed, stream=2),
-        dynamic=dynamic,
+        **({"prepare": binarize, "top": 255} if dynamic else {}),
     )
 
 

@@ -1,0 +1,166 @@
+"""Decoders p(x|z): a likelihood on top of a network."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+from jax import Array
+
+from led_jax.likelihoods import Likelihood, bernoulli
+from led_jax.modules import pure
+from led_jax.networks import MLP, ResConvDecoder, features_down_to
+
+Params = Any
+
+
+class InitFn(Protocol):
+    """Creates the parameters: a pytree of trainable floats."""
+
+    def __call__(self, key: Array, z: Array, context: Array | None = None, /) -> Params:
+        """`z`, `context`: examples that fix shapes and dtype, with any leading batch axes."""
+        ...
+
+
+class LogProbFn(Protocol):
+    """Scores data."""
+
+    def __call__(
+        self, params: Params, z: Array, x: Array, context: Array | None = None, /
+    ) -> Array:
+        """Returns log p(x|z) in nats, of the common batch shape of z and x."""
+        ...
+
+
+class MeanFn(Protocol):
+    """The mean of the data."""
+
+    def __call__(self, params: Params, z: Array, context: Array | None = None, /) -> Array:
+        """Returns E[x|z], `[..., *x_shape]` for z `[..., *latent_shape]`."""
+        ...
+
+
+class SampleFn(Protocol):
+    """Draws data."""
+
+    def __call__(
+        self, params: Params, key: Array, z: Array, context: Array | None = None, /
+    ) -> Array:
+        """Returns one draw x ~ p(x|z), `[..., *x_shape]`, for each z `[..., *latent_shape]`."""
+        ...
+
+
+class Decoder(NamedTuple):
+    """An observation model p(x|z).
+
+    Attributes:
+      init: `(key, z, context=None) -> params`.
+      log_prob: `(params, z, x, context=None) -> [...]`, log p(x|z) in nats; batch axes broadcast.
+      mean: `(params, z, context=None) -> [..., *x_shape]`, the mean of p(x|z).
+      sample: `(params, key, z, context=None) -> [..., *x_shape]`, draws from p(x|z).
+    """
+
+    init: InitFn
+    log_prob: LogProbFn
+    mean: MeanFn
+    sample: SampleFn
+
+
+def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
+    """p(x|z) = product over the entries of x of likelihood(x_i; network(z)_i).
+
+    Args:
+      likelihood: what P outputs say of one entry.
+      network: maps z to `[..., P * D]`, the first output of every entry first.
+    """
+    init, outputs = pure(network)
+
+    def raw(params: Params, z: Array, context: Array | None) -> Array:
+        out = outputs(params, z) if context is None else outputs(params, z, context)
+        size, rest = divmod(out.shape[-1], likelihood.num_params)
+        if rest:
+            raise ValueError(
+                f"decoder: the likelihood takes {likelihood.num_params} outputs an entry, but the "
+                f"network has {out.shape[-1]}, which is no multiple"
+            )
+        return out.reshape(*out.shape[:-1], likelihood.num_params, size)
+
+    def log_prob(params: Params, z: Array, x: Array, context: Array | None = None) -> Array:
+        out = raw(params, z, context)
+        if x.shape[-1:] != out.shape[-1:]:
+            raise ValueError(f"decoder: expected x of shape [..., {out.shape[-1]}], got {x.shape}")
+        return likelihood.log_prob(out, x).sum(-1)
+
+    def mean(params: Params, z: Array, context: Array | None = None) -> Array:
+        return likelihood.mean(raw(params, z, context))
+
+    def sample(params: Params, key: Array, z: Array, context: Array | None = None) -> Array:
+        return likelihood.sample(key, raw(params, z, context))
+
+    return Decoder(init, log_prob, mean, sample)
+
+
+def mlp_decoder(
+    x_dim: int, hidden: Sequence[int] = (200, 200), *, likelihood: Likelihood | None = None
+) -> Decoder:
+    """A fully connected decoder to x `[..., D]`.
+
+    Args:
+      x_dim: number D of entries of x.
+      hidden: widths of the hidden layers.
+      likelihood: of an entry; None takes `bernoulli()`.
+    """
+    likelihood = likelihood or bernoulli()
+    return decoder(likelihood, MLP((*hidden, likelihood.num_params * x_dim)))
+
+
+def resconv_decoder(
+    image_shape: tuple[int, int],
+    features: Sequence[int] = (16, 32, 32),
+    hidden: int = 450,
+    *,
+    weight_norm: bool = False,
+    likelihood: Likelihood | None = None,
+) -> Decoder:
+    """The mirror image of `resconv_encoder`.
+
+    Where the encoder's blocks halve a map, the decoder's double it by bilinear interpolation, and
+    cut it to the size that it has in the encoder.
+
+    Args:
+      image_shape: (H, W) in pixels.
+      features: number of maps of each of the encoder's blocks.
+      hidden: width of the first fully connected layer.
+      weight_norm: whether to normalize the weights of every layer.
+      likelihood: of a pixel; None takes `bernoulli()`.
+    """
+    likelihood = likelihood or bernoulli()
+    module = ResConvDecoder(
+        image_shape, tuple(features), hidden, weight_norm, likelihood.num_params
+    )
+    return decoder(likelihood, module)
+
+
+def spatial_decoder(
+    image_shape: tuple[int, int],
+    latent_shape: tuple[int, int, int],
+    features: Sequence[int] = (16, 32, 32),
+    *,
+    weight_norm: bool = False,
+    likelihood: Likelihood | None = None,
+) -> Decoder:
+    """The mirror image of `spatial_encoder`.
+
+    Args:
+      image_shape: height and width in pixels.
+      latent_shape: (H, W, C) of the latent variables, as the encoder's.
+      features: number of maps of each of the encoder's blocks.
+      weight_norm: whether to normalize the weights of every layer.
+      likelihood: of a pixel; None takes `bernoulli()`.
+
+    Raises:
+      ValueError: if the encoder's blocks do not come to H x W.
+    """
+    features = features_down_to(latent_shape, image_shape, features)
+    likelihood = likelihood or bernoulli()
+    module = ResConvDecoder(image_shape, features, None, weight_norm, likelihood.num_params)
+    return decoder(likelihood, module)

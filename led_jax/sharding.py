@@ -1,0 +1,108 @@
+"""Meshes, and how arrays lie on their devices, in one process or in several.
+
+Programs are written for whole batches. `jit` spreads them over the devices that their arrays lie
+on: the rows of a batch over the mesh, all else replicated. Nothing here has a case for processes,
+but `broadcast`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from led_jax.numerics import is_key
+
+AXIS = "rows"
+"""Name of the mesh's axis, over which the rows of a batch are split."""
+
+METHODS = ("jit", "pmap")
+"""Ways in which `training.epochs` uses several devices."""
+
+
+def make_mesh(num_devices: int = 0) -> Mesh:
+    """A mesh with one axis, `AXIS`, in the order of the processes.
+
+    Args:
+      num_devices: devices of each process; 0 takes all it has.
+
+    Raises:
+      ValueError: if a process has fewer.
+    """
+    available = jax.local_device_count()
+    if not 0 <= num_devices <= available:
+        raise ValueError(
+            f"expected 1 to {available} {jax.default_backend()} devices (0 takes all), got "
+            f"{num_devices}; XLA_FLAGS=--xla_force_host_platform_device_count=N makes N of a CPU"
+        )
+    chosen = [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process_index=process)[: num_devices or None]
+    ]
+    return Mesh(np.array(chosen), (AXIS,))
+
+
+class Placement(NamedTuple):
+    """How arrays lie on the devices of a mesh.
+
+    Attributes:
+      mesh: from `make_mesh`.
+    """
+
+    mesh: Mesh
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of an array that every device holds whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def rows(self, axis: int = 0) -> NamedSharding:
+        """The sharding of an array whose given axis is split evenly over the devices."""
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, AXIS))
+
+    def replicate(self, tree: Any) -> Any:
+        """The tree's arrays, the same in every process, on every device."""
+
+        def put(x: Any) -> Array:
+            if is_key(x):
+                return jax.random.wrap_key_data(
+                    put(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+                )
+            host = np.asarray(x)
+            return jax.make_array_from_callback(host.shape, self.replicated, lambda i: host[i])
+
+        return jax.tree.map(put, tree)
+
+    def split(
+        self, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], Any], axis: int = 0
+    ) -> Array:
+        """An array whose given axis is split over the devices, each part read where it is needed.
+
+        Args:
+          shape: shape of the whole array.
+          read: from a part's slices, one for each axis, to the part.
+          axis: the axis that is split.
+        """
+        return jax.make_array_from_callback(shape, self.rows(axis), read)
+
+
+def one_device() -> Placement:
+    """The placement of a process that computes on its first device alone."""
+    return Placement(Mesh(np.array(jax.local_devices()[:1]), (AXIS,)))
+
+
+def broadcast(tree: Any) -> Any:
+    """The first process's tree, in every process; the others pass one of the same structure."""
+    if jax.process_count() == 1:
+        return tree
+    leaves, treedef = jax.tree.flatten(tree)
+    plain = [jax.random.key_data(x) if is_key(x) else x for x in leaves]
+    sent = multihost_utils.broadcast_one_to_all(plain)
+    return treedef.unflatten(
+        jax.random.wrap_key_data(x) if is_key(old) else x
+        for x, old in zip(sent, leaves, strict=True)
+    )
