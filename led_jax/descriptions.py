@@ -48,6 +48,9 @@ class _Entry:
     value: Any
     signature: Any = None
 
+    def __repr__(self) -> str:
+        return self.name
+
 
 _entries: dict[str, _Entry] = {}
 _by_id: dict[int, _Entry] = {}
@@ -122,8 +125,9 @@ def _add(entry: _Entry) -> None:
     _entries[entry.name] = _by_id[id(entry.value)] = entry
 
 
-# What a value is frozen to: None, bool, int, float, str, list, tuple, dict, an array, or one of
-# `_Entry`, `_Call` and `_Opaque`. Nothing that the caller may change later is in it.
+# What a value is frozen to: None, bool, int, float, str, or a list, tuple or dict of nodes, or one
+# of `_Entry`, `_Call`, `_Array` and `_Opaque`. Nothing that the caller may change later is in it,
+# and its `repr` is Python.
 _Node = Any
 
 
@@ -142,16 +146,59 @@ class _Call:
         return self.hash
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Call):
-            return NotImplemented
-        return self is other or (self.hash == other.hash and self.key() == other.key())
+        return self is other or (isinstance(other, _Call) and self.key() == other.key())
+
+    def __repr__(self) -> str:
+        if self.positional is not None:
+            words = [self.entry.name, *map(repr, self.positional)]
+            words += [f"{name}={node!r}" for name, node in self.arguments.items()]
+            return f"functools.partial({', '.join(words)})"
+        words, parameters = [], self.entry.signature.parameters
+        for i, (name, node) in enumerate(self.arguments.items()):
+            kind, default = parameters[name].kind, parameters[name].default
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                words += map(repr, node)
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                words += [f"{key}={value!r}" for key, value in node.items()]
+            elif default is inspect.Parameter.empty or _key(_freeze(default)) != _key(node):
+                is_class = isinstance(self.entry.value, type)
+                is_first = i == 0 and kind is not inspect.Parameter.KEYWORD_ONLY and not is_class
+                words.append(repr(node) if is_first else f"{name}={node!r}")
+        return f"{self.entry.name}({', '.join(words)})"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    """An array of NumPy's, or of JAX's."""
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.frombuffer(self.data, np.dtype(self.dtype)).reshape(self.shape)
+
+    def __repr__(self) -> str:
+        with np.printoptions(threshold=10):
+            return " ".join(repr(self.values).split())
+
+
 class _Opaque:
     """What has no description, and equals itself alone."""
 
-    value: Any
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Opaque) and self.value is other.value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
 class Recorded(functools.partial):
@@ -183,8 +230,7 @@ class Recorded(functools.partial):
 
     def __repr__(self) -> str:
         """The description."""
-        made = _python(self.call)
-        return made if self.field is None else f"<{self.field} of {made}>"
+        return repr(self.call) if self.field is None else f"<{self.field} of {self.call}>"
 
     def __deepcopy__(self, memo: Any) -> "Recorded":
         """Itself, as of any function."""
@@ -217,10 +263,10 @@ def _freeze(value: Any) -> _Node:
         return type(value)(map(_freeze, value))
     if type(value) is dict and all(type(key) is str for key in value):
         return {key: _freeze(child) for key, child in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)) and _is_number(value.dtype):
-        return np.array(value)
-    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-        return value if _is_number(value.dtype) else _Opaque(value)
+    is_array = isinstance(value, (np.ndarray, np.generic, jax.Array))
+    if is_array and _is_number(value.dtype) and not isinstance(value, Tracer):
+        kind = "jax" if isinstance(value, jax.Array) else "numpy"
+        return _Array(kind, value.dtype.name, value.shape, np.asarray(value).tobytes())
     return _call_of(value) or _Opaque(value)
 
 
@@ -265,12 +311,7 @@ def _key(node: _Node) -> Any:
         return type(node), *map(_key, node)
     if isinstance(node, dict):
         return dict, *((key, _key(child)) for key, child in node.items())
-    if isinstance(node, (np.ndarray, jax.Array)):
-        kind = isinstance(node, jax.Array)
-        return kind, node.dtype.name, node.shape, np.asarray(node).tobytes()
-    if isinstance(node, _Opaque):
-        return _Opaque, id(node.value)
-    return (float, node.hex()) if isinstance(node, float) else (type(node), node)
+    return type(node), node.hex() if isinstance(node, float) else node
 
 
 def describe(value: Any) -> str:
@@ -283,40 +324,7 @@ def describe(value: Any) -> str:
     if isinstance(node, _Opaque) and hasattr(value, "_fields"):
         fields = (f"{name}={field!r}" for name, field in value._asdict().items())
         return f"{type(value).__name__}({', '.join(fields)})"
-    return _python(node)
-
-
-def _python(node: _Node) -> str:
-    if isinstance(node, _Entry):
-        return node.name
-    if isinstance(node, _Opaque):
-        return repr(node.value)
-    if isinstance(node, (np.ndarray, jax.Array)):
-        with np.printoptions(threshold=10):
-            return " ".join(repr(node).split())
-    if isinstance(node, (list, tuple)):
-        items = ", ".join(map(_python, node)) + ("," if node and len(node) == 1 else "")
-        return f"[{items.rstrip(',')}]" if isinstance(node, list) else f"({items})"
-    if isinstance(node, dict):
-        return "{" + ", ".join(f"{k!r}: {_python(v)}" for k, v in node.items()) + "}"
-    if not isinstance(node, _Call):
-        return repr(node)
-    if node.positional is not None:
-        words = [node.entry.name, *map(_python, node.positional)]
-        words += [f"{name}={_python(child)}" for name, child in node.arguments.items()]
-        return f"functools.partial({', '.join(words)})"
-    words, is_tuple = [], hasattr(node.entry.value, "_fields")
-    parameters = node.entry.signature.parameters
-    for i, (name, child) in enumerate(node.arguments.items()):
-        kind, default = parameters[name].kind, parameters[name].default
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            words += map(_python, child)
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            words += [f"{key}={_python(value)}" for key, value in child.items()]
-        elif default is inspect.Parameter.empty or _key(_freeze(default)) != _key(child):
-            is_first = i == 0 and kind is not inspect.Parameter.KEYWORD_ONLY and not is_tuple
-            words.append(_python(child) if is_first else f"{name}={_python(child)}")
-    return f"{node.entry.name}({', '.join(words)})"
+    return repr(node)
 
 
 def to_json(value: Any) -> Any:
@@ -362,14 +370,12 @@ def _to_json(node: _Node, path: str, arrays: dict[str, np.ndarray] | None = None
             return {"make": node.entry.name, "arguments": arguments}
         positional = [of(child, i) for i, child in enumerate(node.positional)]
         return {"partial": node.entry.name, "positional": positional, "arguments": arguments}
-    if isinstance(node, (np.ndarray, jax.Array)):
-        array = np.asarray(node, order="C")
-        header = {"dtype": array.dtype.name, "shape": list(array.shape)}
+    if isinstance(node, _Array):
+        header = {"dtype": node.dtype, "shape": list(node.shape)}
         if arrays is not None:
-            arrays[path] = array
+            arrays[path] = node.values
             return {"leaf": header}
-        data = base64.b64encode(array.tobytes()).decode()
-        return {"jax" if isinstance(node, jax.Array) else "numpy": {**header, "data": data}}
+        return {node.kind: {**header, "data": base64.b64encode(node.data).decode()}}
     if isinstance(node, (list, tuple)):
         items = [of(child, i) for i, child in enumerate(node)]
         return items if isinstance(node, list) else {"tuple": items}
