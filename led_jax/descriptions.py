@@ -146,7 +146,9 @@ class _Call:
         return self.hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Call) and self.key() == other.key())
+        if not isinstance(other, _Call):
+            return NotImplemented
+        return self is other or (self.hash == other.hash and self.key() == other.key())
 
     def __repr__(self) -> str:
         if self.positional is not None:
