@@ -316,7 +316,7 @@ def _key(node: _Node) -> Any:
     return type(node), node.hex() if isinstance(node, float) else node
 
 
-def describe(value: Any) -> str:
+def describe(value: Any, /) -> str:
     """How the value was made, as Python without the arguments that equal their defaults.
 
     The `__repr__` of the NamedTuples whose values constructors make. A value that was made by hand
@@ -462,13 +462,15 @@ def _on_device(array: np.ndarray, path: str) -> jax.Array:
     return jnp.asarray(array)
 
 
-def _find(name: str, path: str = "descriptions") -> _Entry:
-    if name not in _entries:
+def _find(name: str, path: str = "descriptions", *, to_make: bool = False) -> _Entry:
+    known = {key: entry for key, entry in _entries.items() if entry.signature or not to_make}
+    if name not in known:
+        kind = "no constructor" if name in _entries else "not registered"
         raise ValueError(
-            f"{path}: {name!r} is not registered; import the module that registers it first. "
-            f"There are {', '.join(sorted(_entries))}"
+            f"{path}: {name!r} is {kind}; import the module that registers it first. "
+            f"There are {', '.join(sorted(known))}"
         )
-    return _entries[name]
+    return known[name]
 
 
 def make(name: str, /, **arguments: Any) -> Any:
@@ -485,8 +487,8 @@ def make(name: str, /, **arguments: Any) -> Any:
     Raises:
       ValueError: if there is no such constructor, or it has no such arguments or misses some.
     """
-    entry = _find(name)
-    parameters = _parameters(entry)
+    entry = _find(name, to_make=True)
+    parameters = entry.signature.parameters
     if unknown := arguments.keys() - parameters:
         raise ValueError(
             f"{name} has no argument {', '.join(sorted(unknown))}; it has {', '.join(parameters)}"
@@ -520,7 +522,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
       ValueError: if there is no such constructor, argument or value.
     """
     name, _, rest = text.partition(":")
-    parameters, arguments = _parameters(_find(name)), {}
+    parameters, arguments = _find(name, to_make=True).signature.parameters, {}
     for item in re.split(r",(?![^(]*\))", rest) if rest else ():
         key, equals, value = map(str.strip, item.partition("="))
         if not equals or key in arguments:
@@ -529,13 +531,6 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{name} has no argument {key}; it has {', '.join(parameters)}")
         arguments[key] = _parse_argument(value, parameters[key], f"{name}:{key}")
     return name, arguments
-
-
-def _parameters(entry: _Entry) -> Mapping[str, inspect.Parameter]:
-    if entry.signature is None:
-        names = sorted(name for name, entry in _entries.items() if entry.signature)
-        raise ValueError(f"{entry.name!r} is no constructor; there are {', '.join(names)}")
-    return entry.signature.parameters
 
 
 def _parse_argument(text: str, parameter: inspect.Parameter, path: str) -> Any:

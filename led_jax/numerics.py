@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.descriptions import register
+
 
 def softplus(x: Array) -> Array:
     """log(1 + e^x), elementwise and without overflow.
@@ -36,6 +38,9 @@ def relu(x: Array) -> Array:
 def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     y = relu(*primals)
     return y, jnp.where(y > 0, tangents[0], 0)
+
+
+register("led_jax.numerics.relu", relu)
 
 
 def is_key(x: Any) -> bool:

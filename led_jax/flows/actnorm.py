@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow, Params
 
 
+@constructor
 def actnorm(event_ndims: int = 1) -> Flow:
     """Y = (x + shift) e^log_scale, entry by entry.
 

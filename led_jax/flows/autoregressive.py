@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow, Params, chain, flatten, repeat
 from led_jax.flows.conditioners import Conditioner, made
 from led_jax.flows.permutations import reverse
@@ -15,6 +16,7 @@ from led_jax.flows.transformers import Transformer, affine, gate
 from led_jax.modules import pure
 
 
+@constructor
 def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) -> Flow:
     """y_i = transformer(x_i; conditioner(x_1, ..., x_{i-1})) on vectors `[..., D]`.
 
@@ -101,6 +103,7 @@ def _transform(
     return y, log_det
 
 
+@constructor
 def iaf(
     event_shape: tuple[int, ...],
     depth: int,

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.descriptions import constructor, describe
+
 Params = Any
 
 # By default stacks up to this depth are unrolled, deeper ones are one `lax.scan` over stacked
@@ -54,7 +56,10 @@ class Flow(NamedTuple):
     apply: TransformFn
     inverse: TransformFn
 
+    __repr__ = describe
 
+
+@constructor
 def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
     """The composition that applies the first flow first.
 
@@ -93,6 +98,7 @@ def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
     )
 
 
+@constructor
 def invert(flow: Flow) -> Flow:
     """The same map with its two directions exchanged; base and target change places.
 
@@ -101,6 +107,7 @@ def invert(flow: Flow) -> Flow:
     return Flow(flow.init, flow.inverse, flow.apply)
 
 
+@constructor
 def repeat(
     layer: Flow | Callable[[Any], Flow],
     depth: int,
@@ -179,6 +186,7 @@ def repeat(
     return Flow(init, scan("apply", reverse=False), scan("inverse", reverse=True))
 
 
+@constructor
 def flatten(flow: Flow, event_shape: tuple[int, ...]) -> Flow:
     """A flow on vectors `[..., D]`, made to act on events of a shape with D entries.
 

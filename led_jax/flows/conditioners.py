@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 
 from led_jax.convolutions import Conv
+from led_jax.descriptions import constructor
 from led_jax.flows import masks
 from led_jax.flows.base import Params
 from led_jax.modules import pure
@@ -29,6 +30,7 @@ from led_jax.numerics import relu
 Conditioner = Callable[[int, int], nn.Module]
 
 
+@constructor
 def mlp(
     hidden: Sequence[int] = (100,),
     *,
@@ -46,6 +48,7 @@ def mlp(
     return partial(MLP, hidden=tuple(hidden), context_dim=context_dim, activation=activation)
 
 
+@constructor
 def made(
     hidden: Sequence[int] = (512, 512),
     *,
@@ -65,6 +68,7 @@ def made(
     return partial(MADE, hidden=tuple(hidden), context_dim=context_dim, activation=activation)
 
 
+@constructor
 def convnet(
     event_shape: tuple[int, ...],
     hidden: Sequence[int] = (32,),
@@ -87,6 +91,7 @@ def convnet(
     return _on_maps("convnet", ConvNet, event_shape, hidden, context_dim, activation)
 
 
+@constructor
 def pixelcnn(
     event_shape: tuple[int, ...],
     hidden: Sequence[int] = (32, 32),

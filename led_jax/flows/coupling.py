@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.descriptions import constructor
 from led_jax.flows import masks
 from led_jax.flows.base import Flow, Params, TransformFn, chain, flatten, repeat
 from led_jax.flows.conditioners import Conditioner, mlp
@@ -17,6 +18,7 @@ from led_jax.modules import pure
 MAX_UNROLL = 4
 
 
+@constructor
 def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transformer = affine) -> Flow:
     """A coupling layer: y_a = x_a and y_b = transformer(x_b; conditioner(x_a)).
 
@@ -48,6 +50,7 @@ def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transforme
     return flatten(chain(permute(order), layer, permute(np.argsort(order))), mask.shape)
 
 
+@constructor
 def real_nvp(
     event_shape: tuple[int, ...],
     depth: int,
