@@ -217,7 +217,7 @@ class Recorded(functools.partial):
     def __new__(cls, function: Callable[..., Any], call: _Call, field: str | None = None):
         """Wraps a function, or anew one that is wrapped already."""
         self = super().__new__(cls, function.func if isinstance(function, cls) else function)
-        self.call, self.field = call, field
+        self.call, self.field, self.hash = call, field, hash((field, call.hash))
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -228,7 +228,7 @@ class Recorded(functools.partial):
 
     def __hash__(self) -> int:
         """Agrees with equality."""
-        return hash((self.field, self.call.hash))
+        return self.hash
 
     def __repr__(self) -> str:
         """The description."""
@@ -316,16 +316,16 @@ def _key(node: _Node) -> Any:
     return type(node), node.hex() if isinstance(node, float) else node
 
 
-def describe(value: Any, /) -> str:
+def describe(self: Any) -> str:
     """How the value was made, as Python without the arguments that equal their defaults.
 
     The `__repr__` of the NamedTuples whose values constructors make. A value that was made by hand
     or changed by `_replace` is written with its fields.
     """
-    node = _freeze(value)
-    if isinstance(node, _Opaque) and hasattr(value, "_fields"):
-        fields = (f"{name}={field!r}" for name, field in value._asdict().items())
-        return f"{type(value).__name__}({', '.join(fields)})"
+    node = _freeze(self)
+    if isinstance(node, _Opaque) and hasattr(self, "_fields"):
+        fields = (f"{name}={field!r}" for name, field in self._asdict().items())
+        return f"{type(self).__name__}({', '.join(fields)})"
     return repr(node)
 
 

@@ -536,7 +536,7 @@ def test_flags_name_a_constructor_and_its_arguments(registry):
         ("dense:width=1,width=2", "expected NAME:KEY=VALUE"),
         (
             "dense:activation=rleu",
-            "dense:activation: 'rleu' is not registered.* jax.nn.relu.* unit",
+            "dense:activation: 'rleu' is not registered.* jax.nn.relu.*unit",
         ),
     ],
 )
