@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 from jax import Array
 
+from led_jax.descriptions import constructor, describe
 from led_jax.likelihoods import Likelihood, bernoulli
 from led_jax.modules import pure_of_context
 from led_jax.networks import MLP, ResConvDecoder, features_down_to
@@ -64,7 +65,10 @@ class Decoder(NamedTuple):
     mean: MeanFn
     sample: SampleFn
 
+    __repr__ = describe
 
+
+@constructor
 def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
     """p(x|z) = product over the entries of x of likelihood(x_i; network(z)_i).
 
@@ -99,6 +103,7 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
     return Decoder(init, log_prob, mean, sample)
 
 
+@constructor
 def mlp_decoder(
     x_dim: int, hidden: Sequence[int] = (200, 200), *, likelihood: Likelihood | None = None
 ) -> Decoder:
@@ -113,6 +118,7 @@ def mlp_decoder(
     return decoder(likelihood, MLP((*hidden, likelihood.num_params * x_dim)))
 
 
+@constructor
 def resconv_decoder(
     image_shape: tuple[int, int],
     features: Sequence[int] = (16, 32, 32),
@@ -140,6 +146,7 @@ def resconv_decoder(
     return decoder(likelihood, module)
 
 
+@constructor
 def spatial_decoder(
     image_shape: tuple[int, int],
     latent_shape: tuple[int, int, int],

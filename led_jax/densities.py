@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.descriptions import constructor, describe
 from led_jax.flows.base import Flow
 from led_jax.numerics import as_float, wide
 
@@ -65,12 +66,15 @@ class Density(NamedTuple):
     log_prob: LogProbFn
     sample_and_log_prob: SampleFn
 
+    __repr__ = describe
+
 
 def normal_log_prob(x: Array) -> Array:
     """Log N(x; 0, 1), elementwise, in nats."""
     return -0.5 * (x * x + math.log(2 * math.pi))
 
 
+@constructor
 def standard_normal(event_shape: tuple[int, ...]) -> Density:
     """N(0, I) on events of the given shape; it has no parameters and ignores a context."""
 
@@ -92,6 +96,7 @@ def standard_normal(event_shape: tuple[int, ...]) -> Density:
     return Density(lambda key, x, context=None: (), log_prob, sample_and_log_prob)
 
 
+@constructor
 def uniform(event_shape: tuple[int, ...]) -> Density:
     """The uniform density on (0, 1)^D: log-density 0 inside, -inf outside."""
 
@@ -112,6 +117,7 @@ def uniform(event_shape: tuple[int, ...]) -> Density:
     return Density(lambda key, x, context=None: (), log_prob, sample_and_log_prob)
 
 
+@constructor
 def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Density:
     """p(x) = sum_k w_k N(x; mean_k, diag(e^(2 log_std_k))), with w = softmax(logits).
 
@@ -172,6 +178,7 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
     return Density(init, log_prob, sample_and_log_prob)
 
 
+@constructor
 def transformed(base: Density, flow: Flow) -> Density:
     """The density of y = f(x) for x from `base` and f from `flow`: the change of variables.
 

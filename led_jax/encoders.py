@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 from jax import Array
 
+from led_jax.descriptions import constructor, describe
 from led_jax.modules import pure_of_context
 from led_jax.networks import MLP, ResConvEncoder, features_down_to
 
@@ -53,7 +54,10 @@ class Encoder(NamedTuple):
     init: InitFn
     apply: EncodeFn
 
+    __repr__ = describe
 
+
+@constructor
 def mlp_encoder(
     latent_dim: int, hidden: Sequence[int] = (200, 200), *, context_dim: int | None = None
 ) -> Encoder:
@@ -69,6 +73,7 @@ def mlp_encoder(
     )
 
 
+@constructor
 def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None = None) -> Encoder:
     """The encoder of a network that emits mean, log standard deviation and context.
 
@@ -90,6 +95,7 @@ def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None
     return Encoder(init, apply)
 
 
+@constructor
 def resconv_encoder(
     image_shape: tuple[int, int],
     latent_dim: int,
@@ -116,6 +122,7 @@ def resconv_encoder(
     return gaussian_encoder(module, latent_dim, context_dim)
 
 
+@constructor
 def spatial_encoder(
     image_shape: tuple[int, int],
     latent_shape: tuple[int, int, int],

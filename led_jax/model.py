@@ -10,6 +10,7 @@ from jax import Array
 
 from led_jax.decoders import Decoder
 from led_jax.densities import Density, normal_log_prob
+from led_jax.descriptions import constructor, describe
 from led_jax.encoders import Encoder, Encoding
 from led_jax.flows.base import Flow
 from led_jax.priors import Bound, Posterior, Prior, lift
@@ -36,6 +37,7 @@ class Elbo(NamedTuple):
         return self.log_likelihood + self.log_prior - self.log_posterior
 
 
+@constructor
 class LED(NamedTuple):
     """Encoder q(z'|x), posterior flow g: z' -> z, prior p(z) and decoder p(x|z).
 
@@ -55,6 +57,8 @@ class LED(NamedTuple):
     posterior: Flow
     prior: Density | Prior
     decoder: Decoder
+
+    __repr__ = describe
 
     def init(
         self,

@@ -9,6 +9,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from led_jax.descriptions import register
+
 
 def as_float(name: str, x: ArrayLike | Sequence[Any]) -> Array:
     """An argument as an array of floats, whatever its caller holds.
@@ -71,6 +73,9 @@ def relu(x: Array) -> Array:
 def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     y = relu(*primals)
     return y, jnp.where(y > 0, tangents[0], 0)
+
+
+register("led_jax.numerics.relu", relu)
 
 
 def match_rank(x: Array | np.ndarray, ndim: int) -> Array:

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow, Params
 from led_jax.numerics import match_rank
 
 
+@constructor
 def actnorm(event_ndims: int = 1) -> Flow:
     """y = (x + shift) e^log_scale, entry by entry.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow, Params, chain, flatten, repeat
 from led_jax.flows.conditioners import Conditioner, MakeConditioner
 from led_jax.flows.made import made
@@ -15,15 +16,17 @@ from led_jax.flows.permutations import reverse
 from led_jax.flows.transformers import Transformer, affine, gate
 
 
+@constructor
 def autoregressive(conditioner: MakeConditioner, transformer: Transformer = affine) -> Flow:
     """y_i = transformer(x_i; conditioner(x_1, ..., x_{i-1})) on vectors `[..., D]`.
 
     As it stands this is an inverse autoregressive flow (Kingma et al., 2016,
     https://arxiv.org/abs/1606.04934): `apply` costs one pass of the conditioner, `inverse` a
     compiled loop of D steps. With `made` the steps together cost about one pass, each computing
-    the hidden units of one degree; with a conditioner without `incremental` each is a whole pass. `invert` gives a masked autoregressive flow (Papamakarios,
-    Pavlakou and Murray, 2017, https://arxiv.org/abs/1705.07057), with the costs exchanged: for a
-    posterior, which samples, take the former; for a prior, which scores, the latter.
+    the hidden units of one degree; with a conditioner without `incremental` each is a whole pass.
+    `invert` gives a masked autoregressive flow (Papamakarios, Pavlakou and Murray, 2017,
+    https://arxiv.org/abs/1705.07057), with the costs exchanged: for a posterior, which samples,
+    take the former; for a prior, which scores, the latter.
 
     >>> flow = autoregressive(made((8,)))
     >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
@@ -101,6 +104,7 @@ def _transform(
     return y, log_det
 
 
+@constructor
 def iaf(
     event_shape: tuple[int, ...],
     depth: int,

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.descriptions import constructor, describe
+
 Params = Any
 
 ScanCost = Literal["low", "high"]
@@ -57,7 +59,10 @@ class Flow(NamedTuple):
     apply: TransformFn
     inverse: TransformFn
 
+    __repr__ = describe
 
+
+@constructor
 def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
     """The composition that applies the first flow first.
 
@@ -97,6 +102,7 @@ def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
     )
 
 
+@constructor
 def invert(flow: Flow) -> Flow:
     """The same map with its two directions exchanged; base and target change places.
 
@@ -105,6 +111,7 @@ def invert(flow: Flow) -> Flow:
     return Flow(flow.init, flow.inverse, flow.apply)
 
 
+@constructor
 def repeat(
     layer: Flow | Callable[[Any], Flow],
     depth: int,
@@ -202,6 +209,7 @@ def _unstack(params: Params, depth: int) -> tuple[Params, ...]:
     return tuple(treedef.unflatten([piece.squeeze(0) for piece in layer]) for layer in layers)
 
 
+@constructor
 def flatten(flow: Flow, event_shape: tuple[int, ...]) -> Flow:
     """A flow on vectors `[..., D]`, made to act on events of a shape with D entries.
 

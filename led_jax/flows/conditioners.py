@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import initializers
 
+from led_jax.descriptions import constructor, describe
 from led_jax.flows.base import InitFn, Params
 from led_jax.numerics import match_rank
 
@@ -42,10 +43,13 @@ class Conditioner(NamedTuple):
     kind: Kind
     incremental: Callable[..., tuple[Any, Callable[..., tuple[Array, Any]]]] | None = None
 
+    __repr__ = describe
+
 
 MakeConditioner = Callable[[int, int], Conditioner]
 
 
+@constructor
 def mlp(
     hidden: Sequence[int] = (100,),
     *,

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from led_jax.convolutions import Conv
+from led_jax.descriptions import constructor
 from led_jax.flows.base import Params
 from led_jax.flows.conditioners import Conditioner, MakeConditioner, check_hidden, read_context
 from led_jax.flows.made import made
 from led_jax.modules import pure
 
 
+@constructor
 def convnet(
     event_shape: tuple[int, ...],
     hidden: Sequence[int] = (32,),
@@ -63,6 +65,7 @@ def convnet(
     return make
 
 
+@constructor
 def pixelcnn(
     event_shape: tuple[int, ...],
     hidden: Sequence[int] = (32, 32),

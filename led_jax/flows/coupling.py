@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.descriptions import constructor
 from led_jax.flows import masks
 from led_jax.flows.base import Flow, Params, TransformFn, chain, flatten, repeat
 from led_jax.flows.conditioners import Conditioner, MakeConditioner, mlp
@@ -15,6 +16,7 @@ from led_jax.flows.transformers import Transformer, affine
 from led_jax.numerics import match_rank
 
 
+@constructor
 def coupling(
     mask: np.ndarray, conditioner: MakeConditioner, transformer: Transformer = affine
 ) -> Flow:
@@ -55,6 +57,7 @@ def coupling(
     return flatten(chain(permute(order), layer, permute(np.argsort(order))), mask.shape)
 
 
+@constructor
 def real_nvp(
     event_shape: tuple[int, ...],
     depth: int,

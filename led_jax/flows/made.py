@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.descriptions import constructor
 from led_jax.flows import masks
 from led_jax.flows.base import Params
 from led_jax.flows.conditioners import (
@@ -24,6 +25,7 @@ from led_jax.flows.conditioners import (
 from led_jax.numerics import match_rank, relu
 
 
+@constructor
 def made(
     hidden: Sequence[int] = (512, 512),
     *,

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy import special
 
+from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow, Params
 from led_jax.numerics import widened
 
 
+@constructor
 def probit() -> Flow:
     """y_i = Phi(x_i) on vectors `[..., D]`, the standard normal distribution function.
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.descriptions import constructor, describe, register
 from led_jax.numerics import log_sigmoid, match_rank, softplus, widened
 
 # Bounds |log scale| of `affine`: a layer scales by at most e^3, whatever its network emits.
@@ -32,6 +33,8 @@ class _Transformer(NamedTuple):
     apply: Callable[[Array, Array], tuple[Array, Array]]
     inverse: Callable[[Array, Array], tuple[Array, Array]]
     cheap: Literal["apply", "inverse", "both"]
+
+    __repr__ = describe
 
 
 class Transformer(_Transformer):
@@ -65,7 +68,7 @@ def _additive_inverse(raw: Array, y: Array) -> tuple[Array, Array]:
     return x, jnp.zeros_like(x)
 
 
-additive = Transformer(1, _additive_apply, _additive_inverse, cheap="both")
+additive = register("additive", Transformer(1, _additive_apply, _additive_inverse, cheap="both"))
 additive.__doc__ = (
     """y = x + t. NICE: Dinh, Krueger and Bengio (2014), eq. 9, https://arxiv.org/abs/1410.8516."""
 )
@@ -89,13 +92,14 @@ def _affine_inverse(raw: Array, y: Array) -> tuple[Array, Array]:
     return x, jnp.broadcast_to(-log_scale, x.shape)
 
 
-affine = Transformer(2, _affine_apply, _affine_inverse, cheap="both")
+affine = register("affine", Transformer(2, _affine_apply, _affine_inverse, cheap="both"))
 affine.__doc__ = """y = x e^s + t, with s = 3 tanh(raw / 3).
 
 Real NVP: Dinh, Sohl-Dickstein and Bengio (2016), eq. 7, https://arxiv.org/abs/1605.08803.
 """
 
 
+@constructor
 def gate(bias: float) -> Transformer:
     """y = s x + (1 - s) m, with s = sigmoid(max(raw + bias, -20)).
 
@@ -118,7 +122,7 @@ def gate(bias: float) -> Transformer:
     return Transformer(2, apply, inverse, cheap="both")
 
 
-gated = gate(1.5)
+gated = register("gated", gate(1.5))
 gated.__doc__ = (
     """`gate` with a bias of 1.5, in the middle of what Kingma et al. (2016) recommend."""
 )
@@ -149,6 +153,7 @@ class _Bin(NamedTuple):
         return 2 * jnp.log(chord / (chord + self.bend * between)) + jnp.log(ends)
 
 
+@constructor
 def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
     """A monotone rational-quadratic spline, with the identity outside its interval.
 
@@ -227,6 +232,7 @@ def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
     return Transformer(num_params, _in_float32(apply), _in_float32(inverse), cheap="both")
 
 
+@constructor
 def sigmoid_mixture(num_units: int = 8) -> Transformer:
     """y = logit(sum_j w_j sigmoid(a_j x + b_j)), with w = softmax(raw), a = e^(3 tanh(raw / 3)).
 
@@ -349,8 +355,8 @@ def _implicit_inverse(
     return inverse
 
 
-rational_quadratic = spline()
+rational_quadratic = register("rational_quadratic", spline())
 rational_quadratic.__doc__ = """`spline` with 8 bins on [-5, 5] and linear tails."""
 
-deep_sigmoid = sigmoid_mixture()
+deep_sigmoid = register("deep_sigmoid", sigmoid_mixture())
 deep_sigmoid.__doc__ = """`sigmoid_mixture` of 8 units."""
