@@ -8,6 +8,7 @@ from led_jax import (
     data,
     decoders,
     densities,
+    descriptions,
     encoders,
     estimators,
     flows,
@@ -20,6 +21,7 @@ from led_jax import (
     variational,
 )
 from led_jax.densities import Density
+from led_jax.descriptions import load, save
 from led_jax.flows import Flow
 from led_jax.likelihoods import Likelihood
 from led_jax.model import LED, Elbo
@@ -39,13 +41,16 @@ __all__ = [
     "data",
     "decoders",
     "densities",
+    "descriptions",
     "encoders",
     "estimators",
     "flows",
     "likelihoods",
+    "load",
     "networks",
     "objectives",
     "priors",
+    "save",
     "sharding",
     "training",
     "variational",

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from led_jax.numerics import match_rank
+
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     """The convolution of x with a kernel, without padding.
@@ -149,6 +151,6 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, x.dtype).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype).astype(x.dtype)
         if self.upsample:
-            return upsample_and_convolve(x, kernel) + bias
+            return upsample_and_convolve(x, kernel) + match_rank(bias, x.ndim)
         padding = [(0, 0)] * (x.ndim - 3) + [*self.padding, (0, 0)]
-        return convolve(jnp.pad(x, padding), kernel, self.stride) + bias
+        return convolve(jnp.pad(x, padding), kernel, self.stride) + match_rank(bias, x.ndim)

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 from jax import Array
 
+from led_jax.descriptions import constructor, describe
 from led_jax.likelihoods import Likelihood, bernoulli
-from led_jax.modules import pure
+from led_jax.modules import pure_of_context
 from led_jax.networks import MLP, ResConvDecoder, features_down_to
 
 Params = Any
@@ -64,7 +65,10 @@ class Decoder(NamedTuple):
     mean: MeanFn
     sample: SampleFn
 
+    __repr__ = describe
 
+
+@constructor
 def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
     """p(x|z) = product over the entries of x of likelihood(x_i; network(z)_i).
 
@@ -72,10 +76,10 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
       likelihood: what P outputs say of one entry.
       network: maps z to `[..., P * D]`, the first output of every entry first.
     """
-    init, outputs = pure(network)
+    init, outputs = pure_of_context(network)
 
     def raw(params: Params, z: Array, context: Array | None) -> Array:
-        out = outputs(params, z) if context is None else outputs(params, z, context)
+        out = outputs(params, z, context)
         size, rest = divmod(out.shape[-1], likelihood.num_params)
         if rest:
             raise ValueError(
@@ -99,6 +103,7 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
     return Decoder(init, log_prob, mean, sample)
 
 
+@constructor
 def mlp_decoder(
     x_dim: int, hidden: Sequence[int] = (200, 200), *, likelihood: Likelihood | None = None
 ) -> Decoder:
@@ -113,6 +118,7 @@ def mlp_decoder(
     return decoder(likelihood, MLP((*hidden, likelihood.num_params * x_dim)))
 
 
+@constructor
 def resconv_decoder(
     image_shape: tuple[int, int],
     features: Sequence[int] = (16, 32, 32),
@@ -140,6 +146,7 @@ def resconv_decoder(
     return decoder(likelihood, module)
 
 
+@constructor
 def spatial_decoder(
     image_shape: tuple[int, int],
     latent_shape: tuple[int, int, int],

@@ -1,4 +1,9 @@
-"""Explicit densities: base distributions, mixtures, and images of densities under flows."""
+"""Explicit densities: base distributions, mixtures, and images of densities under flows.
+
+Points and contexts may be integers, NumPy arrays or lists, which become the default float; floats
+keep their dtype. Log-densities come in the dtype of the points. Those of half precision are summed
+in float32.
+"""
 
 import math
 from typing import Any, NamedTuple, Protocol
@@ -7,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.descriptions import constructor, describe
 from led_jax.flows.base import Flow
+from led_jax.numerics import as_float, wide
 
 Params = Any
 
@@ -59,18 +66,23 @@ class Density(NamedTuple):
     log_prob: LogProbFn
     sample_and_log_prob: SampleFn
 
+    __repr__ = describe
+
 
 def normal_log_prob(x: Array) -> Array:
-    """log N(x; 0, 1), elementwise, in nats."""
+    """Log N(x; 0, 1), elementwise, in nats."""
     return -0.5 * (x * x + math.log(2 * math.pi))
 
 
+@constructor
 def standard_normal(event_shape: tuple[int, ...]) -> Density:
     """N(0, I) on events of the given shape; it has no parameters and ignores a context."""
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
+        x = as_float("x", x)
         log_normalizer = 0.5 * math.log(2 * math.pi) * math.prod(event_shape)
-        return -0.5 * jnp.square(x).sum(_event_axes(x, event_shape)) - log_normalizer
+        squares = jnp.square(wide(x)).sum(_event_axes(x, event_shape))
+        return (-0.5 * squares - log_normalizer).astype(x.dtype)
 
     def sample_and_log_prob(
         params: Params,
@@ -84,10 +96,12 @@ def standard_normal(event_shape: tuple[int, ...]) -> Density:
     return Density(lambda key, x, context=None: (), log_prob, sample_and_log_prob)
 
 
+@constructor
 def uniform(event_shape: tuple[int, ...]) -> Density:
     """The uniform density on (0, 1)^D: log-density 0 inside, -inf outside."""
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
+        x = as_float("x", x)
         inside = ((x >= 0) & (x <= 1)).all(_event_axes(x, event_shape))
         return jnp.where(inside, 0, -jnp.inf).astype(x.dtype)
 
@@ -103,6 +117,7 @@ def uniform(event_shape: tuple[int, ...]) -> Density:
     return Density(lambda key, x, context=None: (), log_prob, sample_and_log_prob)
 
 
+@constructor
 def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Density:
     """p(x) = sum_k w_k N(x; mean_k, diag(e^(2 log_std_k))), with w = softmax(logits).
 
@@ -125,6 +140,7 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
     shape = (num_components, *event_shape)
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        x = as_float("x", x)
         _event_axes(x, event_shape)
         row_key, noise_key = jax.random.split(key)
         rows = x.reshape(-1, *event_shape)
@@ -133,18 +149,18 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
             picked = jax.random.choice(row_key, rows, (num_components,), len(rows) < num_components)
             mean = picked + 0.01 * noise
         else:
-            mean = rows + noise
+            mean = rows.sum(0) + noise
         zeros = jnp.zeros(shape, x.dtype)
         return {"logits": jnp.zeros(num_components, x.dtype), "mean": mean, "log_std": zeros}
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
+        x = as_float("x", x)
         axes = _event_axes(x, event_shape)
-        deviation = (jnp.expand_dims(x, axes[0] - 1 if axes else -1) - params["mean"]) * jnp.exp(
-            -params["log_std"]
-        )
-        log_components = (normal_log_prob(deviation) - params["log_std"]).sum(axes)
-        log_weights = jax.nn.log_softmax(params["logits"])
-        return jax.nn.logsumexp(log_components + log_weights, -1).astype(x.dtype)
+        logits, mean, log_std = (wide(params[name]) for name in ("logits", "mean", "log_std"))
+        deviation = (jnp.expand_dims(wide(x), -1 - len(axes)) - mean) * jnp.exp(-log_std)
+        log_components = (normal_log_prob(deviation) - log_std).sum(axes)
+        log_prob = jax.nn.logsumexp(log_components + jax.nn.log_softmax(logits), -1)
+        return log_prob.astype(x.dtype)
 
     def sample_and_log_prob(
         params: Params,
@@ -155,13 +171,14 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
         batch_shape = _sample_shape(sample_shape, context, ())
         component_key, noise_key = jax.random.split(key)
         k = jax.random.categorical(component_key, params["logits"], shape=batch_shape)
-        mean, log_std = params["mean"][k], params["log_std"][k]
+        mean, log_std = (jnp.asarray(params[name])[k] for name in ("mean", "log_std"))
         x = mean + jnp.exp(log_std) * jax.random.normal(noise_key, mean.shape, mean.dtype)
         return x, log_prob(params, x)
 
     return Density(init, log_prob, sample_and_log_prob)
 
 
+@constructor
 def transformed(base: Density, flow: Flow) -> Density:
     """The density of y = f(x) for x from `base` and f from `flow`: the change of variables.
 
@@ -177,6 +194,7 @@ def transformed(base: Density, flow: Flow) -> Density:
     """
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        x, context = as_float("x", x), _context(context)
         base_key, flow_key = jax.random.split(key)
         return {
             "base": base.init(base_key, x, context),
@@ -184,7 +202,8 @@ def transformed(base: Density, flow: Flow) -> Density:
         }
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
-        x, log_det = flow.inverse(params["flow"], x, context)
+        context = _context(context)
+        x, log_det = flow.inverse(params["flow"], as_float("x", x), context)
         return base.log_prob(params["base"], x, context) + log_det
 
     def sample_and_log_prob(
@@ -193,6 +212,7 @@ def transformed(base: Density, flow: Flow) -> Density:
         sample_shape: tuple[int, ...] = (),
         context: Array | None = None,
     ):
+        context = _context(context)
         x, log_prob = base.sample_and_log_prob(params["base"], key, sample_shape, context)
         x, log_det = flow.apply(params["flow"], x, context)
         return x, log_prob - log_det
@@ -203,8 +223,12 @@ def transformed(base: Density, flow: Flow) -> Density:
 def _sample_shape(
     sample_shape: tuple[int, ...], context: Array | None, event_shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-    batch_shape = () if context is None else context.shape[:-1]
+    batch_shape = () if context is None else as_float("context", context).shape[:-1]
     return (*sample_shape, *batch_shape, *event_shape)
+
+
+def _context(context: Array | None) -> Array | None:
+    return None if context is None else as_float("context", context)
 
 
 def _event_axes(x: Array, event_shape: tuple[int, ...]) -> tuple[int, ...]:

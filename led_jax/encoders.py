@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 from jax import Array
 
-from led_jax.modules import pure
+from led_jax.descriptions import constructor, describe
+from led_jax.modules import pure_of_context
 from led_jax.networks import MLP, ResConvEncoder, features_down_to
 
 Params = Any
@@ -53,7 +54,10 @@ class Encoder(NamedTuple):
     init: InitFn
     apply: EncodeFn
 
+    __repr__ = describe
 
+
+@constructor
 def mlp_encoder(
     latent_dim: int, hidden: Sequence[int] = (200, 200), *, context_dim: int | None = None
 ) -> Encoder:
@@ -69,6 +73,7 @@ def mlp_encoder(
     )
 
 
+@constructor
 def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None = None) -> Encoder:
     """The encoder of a network that emits mean, log standard deviation and context.
 
@@ -77,10 +82,10 @@ def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None
       latent_dim: number of latent variables.
       context_dim: width of the context; None gives no context.
     """
-    init, network = pure(module)
+    init, network = pure_of_context(module)
 
     def apply(params: Params, x: Array, context: Array | None = None) -> Encoding:
-        out = network(params, x) if context is None else network(params, x, context)
+        out = network(params, x, context)
         expected = 2 * latent_dim + (context_dim or 0)
         if out.shape[-1] != expected:
             raise ValueError(f"encoder: expected {expected} outputs, the network has {out.shape}")
@@ -90,6 +95,7 @@ def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None
     return Encoder(init, apply)
 
 
+@constructor
 def resconv_encoder(
     image_shape: tuple[int, int],
     latent_dim: int,
@@ -116,6 +122,7 @@ def resconv_encoder(
     return gaussian_encoder(module, latent_dim, context_dim)
 
 
+@constructor
 def spatial_encoder(
     image_shape: tuple[int, int],
     latent_shape: tuple[int, int, int],

@@ -12,6 +12,7 @@ import jax
 from jax import Array
 
 from led_jax.densities import normal_log_prob
+from led_jax.descriptions import constructor, describe
 from led_jax.numerics import softplus
 
 
@@ -30,7 +31,10 @@ class Likelihood(NamedTuple):
     mean: Callable[[Array], Array]
     sample: Callable[[Array, Array], Array]
 
+    __repr__ = describe
 
+
+@constructor
 def bernoulli() -> Likelihood:
     """Bernoulli(x; sigmoid(raw)), for x in {0, 1}."""
 
@@ -47,6 +51,7 @@ def bernoulli() -> Likelihood:
     return Likelihood(1, log_prob, mean, sample)
 
 
+@constructor
 def gaussian(std: float) -> Likelihood:
     """N(x; raw, std^2), for real x.
 

@@ -10,6 +10,7 @@ from jax import Array
 
 from led_jax.decoders import Decoder
 from led_jax.densities import Density, normal_log_prob
+from led_jax.descriptions import constructor, describe
 from led_jax.encoders import Encoder, Encoding
 from led_jax.flows.base import Flow
 from led_jax.priors import Bound, Posterior, Prior, lift
@@ -36,6 +37,7 @@ class Elbo(NamedTuple):
         return self.log_likelihood + self.log_prior - self.log_posterior
 
 
+@constructor
 class LED(NamedTuple):
     """Encoder q(z'|x), posterior flow g: z' -> z, prior p(z) and decoder p(x|z).
 
@@ -55,6 +57,8 @@ class LED(NamedTuple):
     posterior: Flow
     prior: Density | Prior
     decoder: Decoder
+
+    __repr__ = describe
 
     def init(
         self,
@@ -137,7 +141,7 @@ class LED(NamedTuple):
         encoding: Encoding | None = None,
         context: Array | None = None,
     ) -> Array:
-        """log p(x|z) + log p(z) - log q(z|x) at any z, which inverts the posterior's flow.
+        """Log p(x|z) + log p(z) - log q(z|x) at any z, which inverts the posterior's flow.
 
         Args:
           params: parameters.
@@ -189,11 +193,11 @@ class LED(NamedTuple):
     def log_likelihood(
         self, params: Params, z: Array, x: Array, context: Array | None = None
     ) -> Array:
-        """log p(x|z) in nats, for z and x whose batch axes broadcast."""
+        """Log p(x|z) in nats, for z and x whose batch axes broadcast."""
         return self.decoder.log_prob(params["decoder"], z, x, context)
 
     def prior_log_prob(self, params: Params, z: Array, context: Array | None = None) -> Array:
-        """log p(z) in nats, `[...]` for z `[..., *latent_shape]`."""
+        """Log p(z) in nats, `[...]` for z `[..., *latent_shape]`."""
         return self._prior_at(params).log_prob(z, context)
 
     def prior_sample_and_log_prob(
@@ -233,7 +237,7 @@ class LED(NamedTuple):
         return z, log_base.sum(event_axes) - log_det
 
     def posterior_log_prob(self, params: Params, z: Array, encoding: Encoding) -> Array:
-        """log q(z|x) at any z, which inverts the flow.
+        """Log q(z|x) at any z, which inverts the flow.
 
         Args:
           params: parameters.
@@ -255,7 +259,7 @@ class LED(NamedTuple):
     def posterior_inverse(
         self, params: Params, z: Array, context: Array | None = None
     ) -> tuple[Array, Array]:
-        """z' = g^-1(z) and log|det dg^-1/dz|: the posterior's flow, for the encoder's context."""
+        """Z' = g^-1(z) and log|det dg^-1/dz|: the posterior's flow, for the encoder's context."""
         return self.posterior.inverse(params["posterior"], z, context)
 
     @property

@@ -26,3 +26,23 @@ def pure(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Array]]:
         return output
 
     return init, apply
+
+
+def pure_of_context(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Array]]:
+    """`pure` for a module of x and perhaps a context, which need not name one that is never given.
+
+    Args:
+      module: a module that is called with x, or with x and a context, and returns one array.
+
+    Returns:
+      `init(key, x, context=None) -> params` and `apply(params, x, context=None) -> output`.
+    """
+    init, apply = pure(module)
+
+    def init_of_context(key: Array, x: Array, context: Array | None = None) -> Any:
+        return init(key, x) if context is None else init(key, x, context)
+
+    def apply_of_context(params: Any, x: Array, context: Array | None = None) -> Array:
+        return apply(params, x) if context is None else apply(params, x, context)
+
+    return init_of_context, apply_of_context

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from led_jax.convolutions import Conv
+from led_jax.descriptions import constructor
 
 
+@constructor
 class MLP(nn.Module):
     """Fully connected layers, the last one linear: `[..., K]` to `[..., sizes[-1]]`."""
 
@@ -58,6 +60,7 @@ class ResBlock(nn.Module):
         return shortcut + _normalized(Conv(self.features), self.weight_norm)(nn.elu(h))
 
 
+@constructor
 class ResConvEncoder(nn.Module):
     """See `resconv_encoder`: `[..., H * W]` to `[..., size]`, or to size maps if hidden is None."""
 
@@ -86,6 +89,7 @@ class ResConvEncoder(nn.Module):
         return _dense(self.size, x.dtype, self.weight_norm)(h)
 
 
+@constructor
 class ResConvDecoder(nn.Module):
     """See `resconv_decoder`: `[..., D]`, or maps if hidden is None, to `[..., P * H * W]`."""
 
@@ -125,7 +129,7 @@ class ResConvDecoder(nn.Module):
 
 
 def with_context(x: Array, context: Array | None) -> Array:
-    """x `[..., K]` beside a context `[..., C]`, whose batch axes broadcast: `[..., K + C]`."""
+    """X `[..., K]` beside a context `[..., C]`, whose batch axes broadcast: `[..., K + C]`."""
     if context is None:
         return x
     batch_shape = jnp.broadcast_shapes(x.shape[:-1], context.shape[:-1])

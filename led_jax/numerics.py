@@ -1,10 +1,47 @@
 """Numerical building blocks that flows, densities and networks share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
+
+from led_jax.descriptions import register
+
+
+def as_float(name: str, x: ArrayLike | Sequence[Any]) -> Array:
+    """An argument as an array of floats, whatever its caller holds.
+
+    Floats keep their dtype, as far as JAX's settings have it. Integers, bools and nested sequences
+    of numbers become the default float.
+
+    Args:
+      name: the argument, for the error.
+      x: numbers, as an array of JAX or NumPy, a scalar or nested sequences.
+
+    Raises:
+      ValueError: if x is complex, or does not hold numbers.
+    """
+    default = jnp.result_type(float)
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+        x = x.astype(default)  # JAX would wrap integers that have more bits than its own.
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: expected real numbers ({error})") from error
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool:
+        return x.astype(default)
+    raise ValueError(f"{name}: expected real numbers, got {x.dtype}")
+
+
+def wide(x: Array) -> Array:
+    """The floats x in float32 at least, in which half-precision numbers are summed."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def softplus(x: Array) -> Array:
@@ -36,6 +73,23 @@ def relu(x: Array) -> Array:
 def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     y = relu(*primals)
     return y, jnp.where(y > 0, tangents[0], 0)
+
+
+register("led_jax.numerics.relu", relu)
+
+
+def match_rank(x: Array | np.ndarray, ndim: int) -> Array:
+    """`x` with axes of length 1 in front, so that it has `ndim` axes.
+
+    With it, broadcasting `x` over batch axes is explicit, as `jax_numpy_rank_promotion="raise"`
+    asks for.
+    """
+    return jnp.expand_dims(x, tuple(range(ndim - x.ndim)))
+
+
+def widened(x: Array) -> Array:
+    """`x` in float32 where its dtype is narrower, for sums and differences that need the bits."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 def is_key(x: Any) -> bool:

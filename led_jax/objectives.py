@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.descriptions import constructor, describe
+
 Params = Any
 Schedule = Callable[[Array], Any]
 
@@ -52,7 +54,10 @@ class Objective(NamedTuple):
     init: InitFn
     loss: LossFn
 
+    __repr__ = describe
 
+
+@constructor
 def elbo(kl_weight: float | Schedule = 1.0) -> Objective:
     """Minus the evidence lower bound, with a weight w on its KL part.
 
@@ -76,6 +81,7 @@ def elbo(kl_weight: float | Schedule = 1.0) -> Objective:
     return Objective(_nothing, loss)
 
 
+@constructor
 def maximum_likelihood() -> Objective:
     """-E[log p(x)] of a `Density`, which is KL(data || p) up to the data's entropy.
 

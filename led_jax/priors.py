@@ -10,6 +10,7 @@ import jax
 from jax import Array
 
 from led_jax.densities import Density
+from led_jax.descriptions import constructor, describe
 from led_jax.encoders import Encoding
 
 Params = Any
@@ -70,7 +71,10 @@ class Prior(NamedTuple):
     init: Callable[..., Params]
     bind: Callable[[Params, Posterior], Bound]
 
+    __repr__ = describe
 
+
+@constructor
 def lift(density: Density) -> Prior:
     """The prior that is a density and reads nothing; its `init` sees draws from the posterior."""
 

@@ -25,6 +25,8 @@ Average = Callable[[Any], Any]
 INIT_ROWS = 1000
 """Rows of the training split, at most, that a model and an objective see when they are made."""
 
+_ADVICE = "Train again with a lower learning rate, or with the gradient's norm clipped"
+
 _BLOCK_STEPS = 100
 """Steps whose rows are gathered and sent to the devices together, where data stay on the host."""
 
@@ -74,7 +76,8 @@ class Progress(NamedTuple):
         "train_NAME" and of the validation's as "valid_NAME".
       best_score: the best validation score, -inf before the first.
       skipped: updates that were skipped because they were not finite, over all epochs.
-      train: means of the objective's metrics over the epoch's steps.
+      train: means of the objective's metrics over the epoch's steps, without those that were
+        skipped; empty if all were.
       seconds: wall time of the epoch's steps, without compilation.
       compile_seconds: time to make the epoch's program, 0 where it was at hand.
     """
@@ -466,7 +469,7 @@ def epochs(
     objective = objective or elbo()
     placement = placement or one_device()
     train = dataset.train
-    _check_epochs(len(train), batch_size, placement, on_host, method)
+    _check_epochs(len(train), batch_size, valid_every, placement, on_host, method)
     epoch = _Epoch(
         model, optimizer, objective, dataset.prepare, batch_size, len(train) // batch_size
     )
@@ -482,12 +485,13 @@ def epochs(
     programs: dict[bool, RunEpoch] = {}
 
     def run(state: TrainState, skip_nonfinite: bool) -> tuple[TrainState, Steps, float]:
-        start = time.perf_counter()
+        compile_seconds = 0.0
         if skip_nonfinite not in programs:
+            start = time.perf_counter()
             checked = epoch._replace(skip_nonfinite=skip_nonfinite)
             programs[skip_nonfinite] = build(checked, train, placement, state)
-        built = time.perf_counter()
-        return *programs[skip_nonfinite](state), built - start
+            compile_seconds = time.perf_counter() - start
+        return *programs[skip_nonfinite](state), compile_seconds
 
     validate = _validation(model, score, dataset, placement)
     while num_epochs is None or progress.epoch < num_epochs:
@@ -500,8 +504,9 @@ def epochs(
         seconds = time.perf_counter() - start - compile_seconds
         skipped = _count_skipped(progress, steps, max_skipped)
         metrics = {
-            name: float(values.mean(where=steps.updated, dtype=np.float64))
+            name: float(np.mean(values[steps.updated], dtype=np.float64))
             for name, values in steps.metrics.items()
+            if steps.updated.any()
         }
         progress = progress._replace(
             state=state,
@@ -519,7 +524,12 @@ def epochs(
 
 
 def _check_epochs(
-    num_rows: int, batch_size: int, placement: Placement, on_host: bool, method: str
+    num_rows: int,
+    batch_size: int,
+    valid_every: int,
+    placement: Placement,
+    on_host: bool,
+    method: str,
 ) -> None:
     if not 1 <= batch_size <= num_rows:
         raise ValueError(
@@ -529,6 +539,8 @@ def _check_epochs(
         raise ValueError(
             f"epochs: batch_size={batch_size} does not divide over {placement.mesh.size} devices"
         )
+    if valid_every < 1:
+        raise ValueError(f"epochs: valid_every must be 1 or more, got {valid_every}")
     if method not in METHODS:
         raise ValueError(f"epochs: method must be one of {', '.join(METHODS)}, got {method!r}")
     if method == "pmap" and on_host:
@@ -572,9 +584,13 @@ def _validation(
 
 def _select(progress: Progress, valid: dict[str, float], select: str) -> Progress:
     """Adds a record to the history, and keeps the state if it is the best."""
+    if select not in valid:
+        raise ValueError(f"epochs: select={select!r} is none of the scores {', '.join(valid)}")
     number, value = progress.epoch, valid[select]
     if not np.isfinite(value):
-        raise FloatingPointError(f"the validation's {select} is {value} in epoch {number}")
+        raise FloatingPointError(
+            f"the validation's {select} is {value} after epoch {number}. {_ADVICE}"
+        )
     record = {
         "epoch": number,
         **{f"train_{name}": mean for name, mean in progress.train.items()},
@@ -593,7 +609,7 @@ def _count_skipped(progress: Progress, steps: Steps, max_skipped: int) -> int:
         raise FloatingPointError(
             f"the objective or its gradient is not finite in step {skipped[left] + 1} of epoch "
             f"{progress.epoch + 1}: {total} updates were skipped for that so far, more than "
-            f"max_skipped={max_skipped}"
+            f"max_skipped={max_skipped}. {_ADVICE}"
         )
     return total
 
@@ -639,6 +655,4 @@ def fit(
         callback(progress)
         if patience is not None and progress.epoch - int(progress.best.epoch) >= patience:
             break
-    if progress is None:
-        raise ValueError("fit: expected epochs left to train")
     return progress

@@ -17,6 +17,7 @@ from scipy.special import logsumexp
 
 from led_jax.data import Dataset
 from led_jax.densities import Density
+from led_jax.numerics import as_float
 from led_jax.objectives import Objective, maximum_likelihood
 from led_jax.training import Progress, adam, fit
 
@@ -87,7 +88,8 @@ def to_samples(
       density: q, whose `log_prob` should be its cheap direction.
       params: parameters to start from.
       key: PRNG key of the part held out and of the batches.
-      samples: draws from p, `[n, *event_shape]`.
+      samples: draws from p, `[n, *event_shape]`: floats, or integers, which become the default
+        float.
       num_steps: steps to train, to a whole number of passes over the samples.
       batch_size: samples a step, at most all of them.
       learning_rate: Adam's rate at the start of a cosine decay to zero.
@@ -102,10 +104,13 @@ def to_samples(
     Raises:
       ValueError: if a number is not positive, or samples are not finite.
     """
-    samples = np.asarray(samples)
-    samples = samples.astype(jnp.promote_types(samples.dtype, jnp.float32), copy=False)
+    samples = np.asarray(as_float("samples", samples))
     _check_positive(
-        "to_samples", num_samples=len(samples), batch_size=batch_size, num_steps=num_steps
+        "to_samples",
+        num_samples=len(samples),
+        batch_size=batch_size,
+        num_steps=num_steps,
+        learning_rate=learning_rate,
     )
     if not np.isfinite(samples).all():
         rows = np.flatnonzero(~np.isfinite(samples).reshape(len(samples), -1).all(1))
@@ -128,7 +133,8 @@ def to_samples(
         maximum_likelihood(),
         num_epochs=max(1, round(num_steps * batch_size / len(train))),
         batch_size=batch_size,
-        optimizer=optimizer or learning_rate,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
         patience=patience,
         callback=callback,
     )
@@ -178,7 +184,9 @@ def to_log_density(
         value = (log_q - weight * log_p).mean()
         return value, {"log_prob": -value}
 
-    _check_positive("to_log_density", num_steps=num_steps, batch_size=batch_size)
+    _check_positive(
+        "to_log_density", num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate
+    )
     if not 0 <= annealing_steps < num_steps:
         raise ValueError(
             f"to_log_density: annealing_steps must be from 0 to num_steps - 1 = {num_steps - 1}, "
@@ -190,11 +198,12 @@ def to_log_density(
         density,
         params,
         key,
-        Dataset("nothing", (0,), nothing, nothing[:0], nothing[:0], _as_they_are),
+        Dataset("nothing", (0, 0), nothing, nothing[:0], nothing[:0], _as_they_are),
         Objective(lambda key, model, params, x: (), loss),
         num_epochs=round(num_steps / steps),
         batch_size=1,
-        optimizer=optimizer or learning_rate,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
         callback=callback,
     )
 
@@ -221,7 +230,7 @@ def evidence(
         raise ValueError(f"evidence: num_samples must be 25 or more, got {num_samples}")
     log_p, log_q = _log_densities(density, params, key, log_density, num_samples)
     log_weights = np.asarray(log_p - log_q, np.float64)
-    log_z = logsumexp(log_weights) - math.log(num_samples)
+    log_z = np.logaddexp.reduce(log_weights) - math.log(num_samples)
     weights = np.exp(log_weights - log_z)
     k = pareto_k(log_weights)
     if not k <= 0.7:
@@ -232,7 +241,7 @@ def evidence(
             stacklevel=2,
         )
     return Evidence(
-        log_z=float(log_z),
+        log_z=log_z,
         standard_error=float(weights.std(ddof=1) / math.sqrt(num_samples)),
         elbo=float(log_weights.mean()),
         effective_sample_size=float(weights.sum() ** 2 / (weights**2).sum()),
@@ -307,13 +316,13 @@ def _fit(
     *,
     num_epochs: int,
     batch_size: int,
-    optimizer: optax.GradientTransformation | float,
+    learning_rate: float,
+    optimizer: optax.GradientTransformation | None,
     patience: int | None = None,
     callback: Callback,
 ) -> Fit:
-    if isinstance(optimizer, float | int):
-        _check_positive("fit", learning_rate=optimizer)
-        optimizer = adam(optimizer, num_epochs * (len(dataset.train) // batch_size))
+    if optimizer is None:
+        optimizer = adam(learning_rate, num_epochs * (len(dataset.train) // batch_size))
     losses = []
 
     def record(progress: Progress) -> None:

@@ -1,9 +1,11 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from support import KEY, assert_finite_where_representable, normal, randomise
+from support import KEY, assert_finite_where_representable, normal, random_params, randomise
 from support.cases import smooth_made, smooth_mlp
 
 from led_jax import densities, flows
@@ -58,21 +60,27 @@ FLOWS = {
 each_flow = pytest.mark.parametrize("make", FLOWS.values(), ids=FLOWS)
 
 
+CONDITIONAL = {
+    "real_nvp": lambda: flows.real_nvp((2,), 3, hidden=(8,), context_dim=3),
+    "maf": lambda: flows.invert(flows.iaf((2,), 2, hidden=(8,), context_dim=3)),
+}
+
+
 def build(make, base, dim=2):
     density = densities.transformed(base((dim,)), make())
     params = jax.jit(density.init)(KEY, normal((dim,)))
     return density, randomise(params, 0.1)  # More gives tails that no grid holds.
 
 
-def on_grid(density, params, n):
+def on_grid(density, params, n, context=None):
     """Log-densities at the middles of n x n cells that hold all but a bit of the mass."""
-    x, _ = density.sample_and_log_prob(params, KEY, (4000,))
+    x, _ = density.sample_and_log_prob(params, KEY, (4000,), context)
     low, high = np.asarray(x.min(0)), np.asarray(x.max(0))
     margin = 0.6 * (high - low)
     edges = [np.linspace(a, b, n + 1) for a, b in zip(low - margin, high + margin, strict=True)]
     middles = [(e[1:] + e[:-1]) / 2 for e in edges]
     points = np.stack(np.meshgrid(*middles, indexing="ij"), -1)
-    log_prob = np.asarray(jax.jit(density.log_prob)(params, jnp.asarray(points)))
+    log_prob = np.asarray(jax.jit(density.log_prob)(params, jnp.asarray(points), context))
     area = np.prod([e[1] - e[0] for e in edges])
     return log_prob, area, edges
 
@@ -138,7 +146,7 @@ def test_an_affine_flow_of_a_normal_is_scipys_normal(x64):
         flows.coupling(np.array([False, True, True]), linear, flows.additive),
     )
     density = densities.transformed(densities.standard_normal((3,)), flow)
-    params = randomise(density.init(KEY, normal((3,))), 0.5)
+    params = random_params(density.init, normal((3,)), scale=0.5)
     mean = flow.apply(params["flow"], jnp.zeros(3))[0]
     matrix = (flow.apply(params["flow"], jnp.eye(3))[0] - mean).T
     expected = scipy.stats.multivariate_normal(mean, matrix @ matrix.T)
@@ -154,7 +162,7 @@ def test_transformed_has_parameters_of_both():
     density, params = build(lambda: flows.actnorm(), densities.standard_normal)
     assert set(params) == {"base", "flow"}
     nested = densities.transformed(density, flows.actnorm())
-    params = randomise(nested.init(KEY, normal((5, 2))))
+    params = random_params(nested.init, normal((5, 2)))
     x = normal((4, 2), seed=5)
     once, first = flows.actnorm().inverse(params["flow"], x)
     twice, second = flows.actnorm().inverse(params["base"]["flow"], once)
@@ -202,8 +210,232 @@ def test_finite_far_out(base, name, dtype):
     )
 
 
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_a_context_conditions_samples_and_scores_alike(x64, name):
+    density = densities.transformed(densities.standard_normal((2,)), CONDITIONAL[name]())
+    context = normal((4, 3), seed=3)
+    params = random_params(density.init, normal((2,)), context[0], scale=0.1)
+    sample = jax.jit(density.sample_and_log_prob, static_argnums=2)
+    log_prob = jax.jit(density.log_prob)
+    for sample_shape in ((), (5,), (2, 3)):
+        x, scores = sample(params, KEY, sample_shape, context)
+        assert x.shape == (*sample_shape, 4, 2) and scores.shape == (*sample_shape, 4)
+        np.testing.assert_allclose(log_prob(params, x, context), scores, rtol=1e-9)
+        # Another row's context is another density.
+        assert np.all(np.abs(log_prob(params, x, context[::-1]) - scores) > 1e-6)
+    for row in context[:3]:
+        on_cells, area, _ = on_grid(density, params, 300, row)
+        assert abs(np.exp(on_cells).sum() * area - 1) < 1e-3
+
+
 @each_base
+def test_bases_ignore_a_context_but_draw_for_each_of_its_rows(base):
+    density = base((2, 2))
+    x, log_prob = density.sample_and_log_prob((), KEY, (3,), jnp.zeros((4, 5, 7)))
+    assert x.shape == (3, 4, 5, 2, 2) and log_prob.shape == (3, 4, 5)
+    assert len(np.unique(x)) > 100
+    np.testing.assert_array_equal(density.log_prob((), x, jnp.ones((4, 5, 7))), log_prob)
+
+
+def mixture(event_shape, num_components=4, location=0.0, scale=1.0, spread=2.0):
+    """A mixture of unequal parts, and its parameters."""
+    density = densities.mixture_of_normals(event_shape, num_components)
+    shape = (num_components, *event_shape)
+    params = {
+        "logits": normal((num_components,), seed=1),
+        "mean": location + spread * scale * normal(shape, seed=2),
+        "log_std": math.log(scale) + 0.3 * normal(shape, seed=3),
+    }
+    return density, params
+
+
+def mixture_log_prob(params, x, event_ndims):
+    """The direct sum over components, in float64."""
+    logits, mean, log_std = (
+        np.asarray(params[name], np.float64) for name in ("logits", "mean", "log_std")
+    )
+    weights = np.exp(logits) / np.exp(logits).sum()
+    axes = tuple(range(-event_ndims, 0))
+    parts = [
+        weight * np.exp(scipy.stats.norm.logpdf(np.asarray(x, np.float64), m, s).sum(axes))
+        for weight, m, s in zip(weights, mean, np.exp(log_std), strict=True)
+    ]
+    return np.log(sum(parts))
+
+
+@pytest.mark.parametrize("batch_shape", [(), (5,), (0,), (2, 3)])
+@pytest.mark.parametrize("event_shape", [(1,), (3,), (2, 2)])
+def test_a_mixture_is_the_sum_of_its_components(x64, event_shape, batch_shape):
+    density, params = mixture(event_shape)
+    x = 2 * normal((*batch_shape, *event_shape), seed=5)
+    actual = density.log_prob(params, x)
+    assert actual.shape == batch_shape
+    np.testing.assert_allclose(actual, mixture_log_prob(params, x, len(event_shape)), rtol=1e-10)
+    # A constant added to the logits changes nothing.
+    shifted = params | {"logits": params["logits"] + 100}
+    np.testing.assert_allclose(density.log_prob(shifted, x), actual, rtol=1e-10)
+
+
+def test_mixtures_integrate_to_one(x64):
+    density, params = mixture((1,))
+    x = jnp.linspace(-20, 20, 10_001)
+    total = jnp.exp(density.log_prob(params, x[:, None])).sum() * (x[1] - x[0])
+    assert abs(total - 1) < 1e-9
+    density, params = mixture((2,))
+    log_prob, area, _ = on_grid(density, params, 400)
+    assert abs(np.exp(log_prob).sum() * area - 1) < 1e-6
+
+
+@pytest.mark.parametrize("event_shape", [(3,), (2, 2)])
+def test_samples_of_a_mixture_have_its_moments(event_shape):
+    density, params = mixture(event_shape)
+    sample = jax.jit(density.sample_and_log_prob, static_argnums=2)
+    x, log_prob = sample(params, KEY, (20_000,))
+    assert x.shape == (20_000, *event_shape)
+    np.testing.assert_allclose(log_prob, density.log_prob(params, x), rtol=1e-4, atol=1e-5)
+    weights = np.asarray(jax.nn.softmax(params["logits"]), np.float64)
+    means = np.asarray(params["mean"], np.float64).reshape(4, -1)
+    variances = np.exp(2 * np.asarray(params["log_std"], np.float64)).reshape(4, -1)
+    mean = weights @ means
+    cov = np.diag(weights @ variances) + (means - mean).T @ np.diag(weights) @ (means - mean)
+    x = np.asarray(x, np.float64).reshape(20_000, -1)
+    assert np.max(np.abs(x.mean(0) - mean) / np.sqrt(np.diag(cov) / 20_000)) < 4
+    np.testing.assert_allclose(np.cov(x.T), cov, atol=0.05 * np.diag(cov).max())
+    one, log_prob = density.sample_and_log_prob(params, KEY, (), jnp.zeros((6, 2)))
+    assert one.shape == (6, *event_shape) and log_prob.shape == (6,)
+
+
+def test_a_mixture_far_from_the_origin_is_accurate():
+    """Means of 1,000 and deviations of 0.1 in float32: expanded squares would be all rounding."""
+    density, params = mixture((2,), location=1e3, scale=0.1)
+    x, log_prob = density.sample_and_log_prob(params, KEY, (2000,))
+    expected = mixture_log_prob(params, x, 1)
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(density.log_prob(params, x), expected, rtol=1e-4, atol=1e-4)
+    assert expected.mean() > -1  # Which it is of a scale of 0.1 alone.
+    points = jnp.array([[-1e6, 1e6], [0.0, 0.0], [1e3, 1e3]])
+    value, gradient = jax.vmap(jax.value_and_grad(density.log_prob, (0, 1)), (None, 0))(
+        params, points
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient)))
+
+
+def test_a_mixture_starts_on_rows_of_the_data():
+    rows = 10 * normal((50, 2))
+    for num_components in (3, 60):  # Fewer than the rows, or more.
+        params = densities.mixture_of_normals((2,), num_components).init(KEY, rows)
+        distance = np.linalg.norm(params["mean"][:, None] - rows, axis=-1)
+        assert distance.min(1).max() < 0.1
+        assert len(set(distance.argmin(1))) > num_components / 3
+        assert not np.any(params["logits"]) and not np.any(params["log_std"])
+    # Without rows to choose from, around the one that is there.
+    for x, center in ((jnp.full(2, 500.0), 500), (jnp.full((1, 2), 500.0), 500), (rows[:0], 0)):
+        mean = densities.mixture_of_normals((2,), 9).init(KEY, x)["mean"]
+        assert mean.shape == (9, 2) and len(np.unique(mean[:, 0])) == 9
+        assert np.abs(mean - center).max() < 5
+
+
+def test_a_mixture_has_components():
+    with pytest.raises(ValueError, match="num_components must be positive, got 0"):
+        densities.mixture_of_normals((2,), 0)
+
+
+ALL = {
+    "normal": (densities.standard_normal((2,)), ()),
+    "uniform": (densities.uniform((2,)), ()),
+    "mixture": (densities.mixture_of_normals((2,), 3), None),
+    "transformed": (
+        densities.transformed(densities.standard_normal((2,)), flows.chain(flows.actnorm())),
+        None,
+    ),
+}
+each = pytest.mark.parametrize("name", ALL)
+
+
+def made(name, dtype=jnp.float32):
+    density, params = ALL[name]
+    if params is None:
+        params = random_params(density.init, jnp.zeros(2))
+    return density, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+def test_floats_keep_their_dtype(name, dtype):
+    density, params = made(name, dtype)
+    x = jnp.array([[0.5, 0.25], [0.75, 0.125]], dtype)
+    actual = density.log_prob(params, x)
+    assert actual.dtype == dtype
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, x))
+    tolerance = 4 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        actual.astype(jnp.float32), density.log_prob(*wide), rtol=tolerance, atol=4 * tolerance
+    )
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(density.init(KEY, x)))
+
+
+def test_half_precision_is_summed_in_single():
+    x = jnp.full((300,), 20, jnp.float16)  # The sum of squares is beyond the dtype's range.
+    actual = densities.standard_normal((300,)).log_prob((), x)
+    expected = scipy.stats.norm.logpdf(20) * 300
+    np.testing.assert_allclose(np.float64(actual), expected, rtol=1e-3)
+    density, params = densities.mixture_of_normals((300,), 1), {}
+    params["logits"] = jnp.zeros(1, jnp.float16)
+    params["mean"] = params["log_std"] = jnp.zeros((1, 300), jnp.float16)
+    np.testing.assert_allclose(np.float64(density.log_prob(params, x)), expected, rtol=1e-3)
+
+
+@each
+@pytest.mark.parametrize(
+    "points",
+    [
+        [[0, 1], [1, 1]],
+        np.array([[0, 1], [1, 1]]),
+        np.array([[0, 1], [1, 1]], np.uint8),
+        np.array([[False, True], [True, True]]),
+        np.array([[0.0, 1], [1, 1]]),
+        jnp.array([[0, 1], [1, 1]], jnp.int8),
+    ],
+    ids=lambda points: f"{type(points).__name__}-{getattr(points, 'dtype', '')}",
+)
+def test_other_numbers_become_the_default_float(name, points):
+    density, params = made(name)
+    expected = density.log_prob(params, jnp.array([[0.0, 1], [1, 1]]))
+    actual = density.log_prob(params, points)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_array_equal(actual, expected)
+    leaves = jax.tree.leaves(density.init(KEY, points))
+    assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+
+
+@each
+def test_complex_numbers_are_refused(name):
+    density, params = made(name)
+    with pytest.raises(ValueError, match="^x: expected real numbers, got complex64$"):
+        density.log_prob(params, jnp.ones((3, 2), jnp.complex64))
+
+
+def test_contexts_come_through_the_same_door():
+    density = densities.transformed(densities.standard_normal((2,)), CONDITIONAL["real_nvp"]())
+    params = random_params(density.init, np.zeros(2), [0, 1, 2])
+    expected, scores = density.sample_and_log_prob(params, KEY, (), jnp.array([[0.0, 1, 2]]))
+    for context in ([[0, 1, 2]], np.array([[0, 1, 2]]), np.array([[0.0, 1, 2]])):
+        x, again = density.sample_and_log_prob(params, KEY, (), context)
+        np.testing.assert_array_equal(x, expected)
+        np.testing.assert_array_equal(again, scores)
+        log_prob = density.log_prob(params, x, context)
+        np.testing.assert_allclose(log_prob, scores, rtol=1e-5)
+    for call in (density.sample_and_log_prob, densities.standard_normal((2,)).sample_and_log_prob):
+        with pytest.raises(ValueError, match="^context: expected real numbers, got complex64$"):
+            call(params, KEY, (), np.ones((1, 3), np.complex64))
+
+
+@pytest.mark.parametrize(
+    "base", [*BASES.values(), lambda shape: densities.mixture_of_normals(shape, 3)]
+)
 @pytest.mark.parametrize("shape", [(), (3,), (2, 1), (4, 3)])
 def test_wrong_event_shape(base, shape):
+    density = base((2,))
+    params = density.init(KEY, jnp.zeros(2))
     with pytest.raises(ValueError, match=r"density: expected an input of shape \[\.\.\., 2\], got"):
-        base((2,)).log_prob((), jnp.zeros(shape))
+        density.log_prob(params, jnp.zeros(shape))

@@ -5,10 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from support import KEY, normal, randomise
-from support.linear_gaussian import LED_MODEL, MARGINAL_COV, MARGINAL_MEAN, Truth, data
+from support import KEY, normal, random_params
+from support.linear_gaussian import (
+    LED_MODEL,
+    MARGINAL_COV,
+    MARGINAL_MEAN,
+    B,
+    M,
+    S,
+    T,
+    Truth,
+    W,
+    data,
+)
 
-from led_jax import LED, Elbo, densities, flows, networks
+from led_jax import LED, Density, Elbo, decoders, densities, encoders, flows, likelihoods, networks
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -17,19 +28,19 @@ elbo = jax.jit(LED_MODEL.elbo, static_argnums=3)
 
 def small_led():
     return LED(
-        networks.mlp_encoder(3, (8,), context_dim=2),
+        encoders.mlp_encoder(3, (8,), context_dim=2),
         flows.iaf((3,), 2, hidden=(6,), context_dim=2),
         densities.transformed(
             densities.standard_normal((3,)), flows.real_nvp((3,), 2, hidden=(6,))
         ),
-        networks.mlp_decoder(5, (8,)),
+        decoders.mlp_decoder(5, (8,)),
     )
 
 
 def small_built():
     led = small_led()
     x = jax.random.bernoulli(KEY, 0.5, (4, 5)).astype(float)
-    return led, randomise(jax.jit(led.init)(KEY, x)), x
+    return led, random_params(led.init, x), x
 
 
 @pytest.mark.parametrize("shift,spread", [(0.0, 1.0), (0.4, 1.3), (-0.3, 0.8)])
@@ -86,14 +97,16 @@ def test_each_term_is_that_of_the_encoded_z():
     key = jax.random.key(3)
     z = led.encode(params, key, x)
     terms = led.elbo(params, key, x)
-    mean, log_std, context = led.encoder.apply(params["encoder"], x)
-    before, log_det = led.posterior.inverse(params["posterior"], z, context)
+    mean, log_std, context = led.encoding(params, x)
+    before, log_det = led.posterior_inverse(params, z, context)
     log_base = scipy.stats.norm.logpdf(before, mean, np.exp(log_std)).sum(-1)
     np.testing.assert_allclose(terms.log_posterior, log_base + log_det, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(terms.log_prior, led.prior.log_prob(params["prior"], z), rtol=1e-5)
-    logits_mean = led.decoder.mean(params["decoder"], z)
+    np.testing.assert_allclose(terms.log_prior, led.prior_log_prob(params, z), rtol=1e-5)
+    logits_mean = led.decode(params, z)
     expected = scipy.stats.bernoulli.logpmf(x, np.asarray(logits_mean, np.float64)).sum(-1)
     np.testing.assert_allclose(terms.log_likelihood, expected, rtol=1e-4)
+    np.testing.assert_allclose(led.log_likelihood(params, z, x), terms.log_likelihood, rtol=1e-5)
+    np.testing.assert_allclose(led.log_weight(params, z, x), terms.bound, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(led.reconstruct(params, key, x), logits_mean, rtol=1e-5)
 
 
@@ -103,8 +116,7 @@ def test_context_conditions_the_posterior():
     # Outputs 6 and 7 of the encoder are the context: mean and log_std stay as they were.
     last = jax.tree.map(lambda p: p.at[..., 6:].set(0), encoder["Dense_1"])
     without = params | {"encoder": encoder | {"Dense_1": last}}
-    with_context = led.encoder.apply(encoder, x)
-    no_context = led.encoder.apply(without["encoder"], x)
+    with_context, no_context = led.encoding(params, x), led.encoding(without, x)
     np.testing.assert_allclose(with_context.mean, no_context.mean)
     np.testing.assert_array_equal(no_context.context, np.zeros((4, 2)))
     difference = led.encode(params, KEY, x) - led.encode(without, KEY, x)
@@ -114,7 +126,7 @@ def test_context_conditions_the_posterior():
 def test_x_is_encoded_once_however_many_samples():
     shapes = []
 
-    def apply(params, x):
+    def apply(params, x, context=None):
         shapes.append(x.shape)
         return LED_MODEL.encoder.apply(params, x)
 
@@ -165,21 +177,25 @@ def test_the_same_key_gives_the_same_draw():
 
 
 def test_one_argument_order_everywhere():
-    for method in ("elbo", "encode", "reconstruct", "sample"):
-        names = list(inspect.signature(getattr(LED, method)).parameters)
-        assert names[:3] == ["self", "params", "key"]
+    for name, method in inspect.getmembers(LED, inspect.isfunction):
+        if name in LED.__dict__ and not name.startswith("_") and name != "init":
+            names = [n for n in inspect.signature(method).parameters if n != "self"]
+            order = ["params", "key", "z", "x", "sample_shape", "encoding", "context"]
+            if name == "posterior_sample_and_log_prob":  # The encoding is what is drawn from.
+                order = ["params", "key", "encoding", "sample_shape"]
+            assert names == [n for n in order if n in names], name
 
 
 def test_wrong_width_of_x():
     led, params, _ = small_built()
     with pytest.raises(ValueError, match=r"expected x of shape \[\.\.\., 5\], got \(4, 6\)"):
-        led.decoder.log_prob(params["decoder"], normal((4, 3)), normal((4, 6)))
+        led.log_likelihood(params, normal((4, 3)), normal((4, 6)))
 
 
 @pytest.mark.parametrize("make", [lambda: (LED_MODEL, Truth().params, data(4)), small_built])
 def test_posterior_log_prob_scores_its_own_samples(x64, make):
     led, params, x = make()
-    encoding = led.encoder.apply(params["encoder"], x)
+    encoding = led.encoding(params, x)
     z, log_prob = led.posterior_sample_and_log_prob(params, KEY, encoding, (3,))
     score = jax.jit(led.posterior_log_prob)
     np.testing.assert_allclose(score(params, z, encoding), log_prob, rtol=1e-6)
@@ -190,8 +206,161 @@ def test_posterior_log_prob_scores_its_own_samples(x64, make):
 
 def test_posterior_log_prob_is_the_normal_of_the_closed_form(x64):
     truth, x = Truth(shift=0.3, spread=1.3), data(5)
-    encoding = LED_MODEL.encoder.apply(truth.params["encoder"], x)
+    encoding = LED_MODEL.encoding(truth.params, x)
     z = truth.mean(x) + 2 * normal((5, 2))
     expected = scipy.stats.norm.logpdf(z, truth.mean(x), truth.std).sum(-1)
     actual = LED_MODEL.posterior_log_prob(truth.params, z, encoding)
     np.testing.assert_allclose(actual, expected, rtol=1e-9)
+
+
+def test_log_weight_is_the_bound_at_the_same_z(x64):
+    led, params, x = small_built()
+    encoding = led.encoding(params, x)
+    z, _ = led.posterior_sample_and_log_prob(params, KEY, encoding, (3,))
+    expected = led.elbo(params, KEY, x, (3,)).bound
+    weight = jax.jit(led.log_weight)
+    np.testing.assert_allclose(weight(params, z, x), expected, rtol=1e-6)
+    np.testing.assert_allclose(weight(params, z, x, encoding), expected, rtol=1e-6)
+    np.testing.assert_allclose(led.elbo(params, KEY, x, (3,), encoding).bound, expected, rtol=1e-9)
+
+
+def test_log_weight_at_any_z_in_closed_form(x64):
+    truth, x, z = Truth(0.3, 1.3), data(5), 2 * normal((4, 5, 2))
+    log_joint = scipy.stats.norm.logpdf(x, z @ W + B, S).sum(-1)
+    log_joint += scipy.stats.norm.logpdf(z, M, T).sum(-1)
+    log_posterior = scipy.stats.norm.logpdf(z, truth.mean(x), truth.std).sum(-1)
+    actual = LED_MODEL.log_weight(truth.params, z, x)
+    np.testing.assert_allclose(actual, log_joint - log_posterior, rtol=1e-9)
+    pair = LED_MODEL.log_weight(truth.params, z[0, 0], x)  # One z against every x.
+    assert pair.shape == (5,)
+    np.testing.assert_allclose(pair[0], actual[0, 0], rtol=1e-9)
+
+
+def test_given_parts_are_kept_and_the_others_made():
+    led, params, x = small_built()
+    for given in ({"encoder"}, {"prior", "decoder"}, set(params)):
+        made = jax.jit(lambda x, g=given: led.init(KEY, x, given={n: params[n] for n in g}))(x)
+        assert list(made) == ["encoder", "posterior", "prior", "decoder"]
+        assert jax.tree.structure(made) == jax.tree.structure(params)
+        for name in given:
+            jax.tree.map(np.testing.assert_array_equal, made[name], params[name])
+    # A part does not depend on which others are given.
+    fresh = led.init(KEY, x)
+    made = led.init(KEY, x, given={"posterior": params["posterior"]})
+    for name in ("encoder", "decoder"):
+        jax.tree.map(np.testing.assert_array_equal, made[name], fresh[name])
+    with pytest.raises(ValueError, match=r"expected parts encoder, .*, decoder, got \['flow'\]"):
+        led.init(KEY, x, given={"flow": (), "encoder": params["encoder"]})
+
+
+# A conditional model: all is linear in a context c too, so that p(x|c) is a normal.
+U = np.array([[0.4, -0.3], [1.0, 0.2], [-0.6, 0.9], [0.1, 0.5]])
+V = np.array([[0.5, -1.0, 0.3], [0.2, 0.7, -0.4], [-0.9, 0.1, 0.6], [0.8, 0.4, -0.2]])
+
+
+def conditional_normal():
+    """N(M + c U, T^2) as a density."""
+
+    def log_prob(params, z, context=None):
+        standard = (z - M - context @ params) / T
+        return (densities.normal_log_prob(standard) - np.log(T)).sum(-1)
+
+    def sample_and_log_prob(params, key, sample_shape=(), context=None):
+        shape = (*sample_shape, *context.shape[:-1], 2)
+        z = M + context @ params + T * jax.random.normal(key, shape)
+        return z, log_prob(params, z, context)
+
+    return Density(lambda key, z, context=None: jnp.asarray(U), log_prob, sample_and_log_prob)
+
+
+CONDITIONAL = LED(
+    encoders.gaussian_encoder(networks.MLP((4,)), 2),
+    flows.actnorm(),
+    conditional_normal(),
+    decoders.decoder(likelihoods.gaussian(S), networks.MLP((3,))),
+)
+
+
+def conditional_params():
+    """With the exact posterior of z given x and c."""
+    precision = 1 / T**2 + (W**2).sum(1) / S**2
+    kernel = W.T / S**2 / precision
+    # The mean is (M + c U) / T^2 / precision + (x - B - c V) kernel.
+    of_context = U / T**2 / precision - V @ kernel
+    bias = M / T**2 / precision - B @ kernel
+    zeros = np.zeros((7, 2))
+    encoder = {
+        "kernel": np.concatenate([np.concatenate([kernel, of_context]), zeros], 1),
+        "bias": np.concatenate([bias, -0.5 * np.log(precision)]),
+    }
+    params = {
+        "encoder": {"Dense_0": encoder},
+        "posterior": {"shift": np.zeros(2), "log_scale": np.zeros(2)},
+        "prior": U,
+        "decoder": {"Dense_0": {"kernel": np.concatenate([W, V]), "bias": B}},
+    }
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params)
+
+
+def conditional_log_marginal(x, context):
+    return [
+        scipy.stats.multivariate_normal(MARGINAL_MEAN + c @ (U @ W + V), MARGINAL_COV).logpdf(row)
+        for row, c in zip(x, context, strict=True)
+    ]
+
+
+def test_a_linear_gaussian_model_conditional_on_a_context(x64):
+    params, x, context = conditional_params(), data(5), normal((5, 4), seed=8)
+    exact = conditional_log_marginal(x, context)
+    # At the exact posterior every draw's bound is log p(x|c).
+    draws = CONDITIONAL.elbo(params, KEY, x, (50,), context=context).bound
+    np.testing.assert_allclose(draws, np.tile(exact, (50, 1)), rtol=1e-9)
+    weights = CONDITIONAL.log_weight(params, normal((6, 5, 2)), x, context=context)
+    np.testing.assert_allclose(weights, np.tile(exact, (6, 1)), rtol=1e-9)
+    other = CONDITIONAL.elbo(params, KEY, x, context=context[::-1]).bound
+    assert np.abs(other - exact)[[0, 1, 3, 4]].min() > 0.01
+
+
+def test_samples_of_a_conditional_model():
+    params, context = conditional_params(), normal((4, 4), seed=8)
+    sample = jax.jit(CONDITIONAL.sample, static_argnums=2)
+    assert sample(params, KEY, (), context).shape == (4, 3)
+    assert sample(params, KEY, (2, 5), context).shape == (2, 5, 4, 3)
+    x = sample(params, KEY, (4000,), context)
+    mean = MARGINAL_MEAN + context @ (U @ W + V)
+    std = np.sqrt(np.diag(MARGINAL_COV))
+    assert np.max(np.abs(x.mean(0) - mean) / std) < 4.5 / np.sqrt(4000)
+    np.testing.assert_allclose(x.std(0), np.tile(std, (4, 1)), rtol=0.06)
+
+
+def test_a_nonlinear_conditional_model_by_quadrature(x64):
+    """p(x|c) for a flow with context as the prior, and all eight x: they sum to one."""
+    led = LED(
+        encoders.mlp_encoder(2, (6,), context_dim=2),
+        flows.real_nvp((2,), 2, hidden=(5,), context_dim=2),
+        densities.transformed(
+            densities.standard_normal((2,)), flows.real_nvp((2,), 2, hidden=(5,), context_dim=4)
+        ),
+        decoders.mlp_decoder(3, (6,)),
+    )
+    x = jnp.asarray([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
+    context = jnp.tile(normal((4,), seed=8), (8, 1))
+    params = random_params(led.init, x, context, scale=0.2)
+    ticks = jnp.linspace(-9, 9, 250)
+    z = jnp.stack(jnp.meshgrid(ticks, ticks), -1).reshape(-1, 1, 2)
+
+    @jax.jit
+    def joint(params, z, x, context):
+        log_likelihood = led.log_likelihood(params, z, x, context)
+        return jnp.exp(log_likelihood + led.prior_log_prob(params, z, context[:1]))
+
+    exact = joint(params, z, x, context).sum(0) * (ticks[1] - ticks[0]) ** 2
+    np.testing.assert_allclose(exact.sum(), 1, atol=1e-4)
+    terms = jax.jit(led.elbo, static_argnums=3)(params, KEY, x, (4000,), context=context)
+    weights = np.exp(terms.bound)
+    error = weights.std(0) / np.sqrt(4000)
+    assert np.max(np.abs(weights.mean(0) - exact) / error) < 4.5
+    assert np.max(error / exact) < 0.1
+    for name in ("encode", "reconstruct"):
+        out = getattr(led, name)(params, KEY, x, context)
+        assert out.shape == (8, 2 if name == "encode" else 3)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from led_jax.numerics import log_sigmoid, relu, softplus
+from led_jax.numerics import as_float, log_sigmoid, relu, softplus
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -40,3 +40,54 @@ def test_relu_is_jax_s_in_value_and_both_modes_of_gradient(shape):
         np.testing.assert_array_equal(actual, expected)
     (actual,), (expected,) = (jax.vjp(f, x)[1](tangent) for f in (relu, jax.nn.relu))
     np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_floats_come_through_the_door_as_they_are(dtype):
+    x = jnp.arange(3).astype(dtype)
+    assert as_float("x", x) is x
+    for other in (np.asarray(x), list(x)):
+        y = as_float("x", other)
+        assert y.dtype == dtype and isinstance(y, jax.Array)
+        np.testing.assert_array_equal(y, x)
+    assert jax.eval_shape(lambda x: as_float("x", [x, x]), x).dtype == dtype
+
+
+def test_floats_of_double_precision_are_kept_where_jax_has_them(x64):
+    assert as_float("x", np.ones(2)).dtype == as_float("x", [1]).dtype == jnp.float64
+    assert as_float("x", np.ones(2, np.float32)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (3, 3),
+        (2.5, 2.5),
+        (True, 1),
+        ([[1, 2], [3, 4]], [[1, 2], [3, 4]]),
+        (np.array([2**40]), [2.0**40]),  # More bits than JAX's integers have.
+        (np.array([200], np.uint8), [200]),
+        (np.array([True, False]), [1, 0]),
+        ([], []),
+    ],
+)
+def test_other_numbers_become_the_default_float(x, expected):
+    y = as_float("x", x)
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (1j, "got complex64"),
+        (np.ones(2, complex), "got complex"),
+        ("one", "'one'"),
+        (None, "None"),
+        ([[1], [1, 2]], "inhomogeneous"),
+        (jax.random.key(0), "got key"),
+    ],
+)
+def test_what_is_no_real_number_is_refused_by_name(x, message):
+    with pytest.raises(ValueError, match=f"^pixels: expected real numbers.*{message}"):
+        as_float("pixels", x)

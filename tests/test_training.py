@@ -1,4 +1,6 @@
 import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,116 +8,126 @@ import numpy as np
 import optax
 import pytest
 from support import KEY, assert_trees_equal
-from support.linear_gaussian import LED_MODEL, Truth
+from support.linear_gaussian import LED_MODEL, S, Truth
 from support.linear_gaussian import data as gaussian_data
 
-from led_jax import LED, Elbo, densities, flows, networks, training
+from led_jax import LED, Elbo, Objective, decoders, densities, encoders, flows, objectives, training
+from led_jax.data.dataset import Dataset, binarize, cast
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
-DATA = jnp.asarray(np.random.default_rng(0).permutation(np.eye(8, dtype=np.uint8).repeat(5, 0)))
+PATTERNS = np.random.default_rng(0).permutation(np.eye(8, dtype=np.uint8).repeat(5, 0))
 
 
-@pytest.fixture(scope="module")
-def led():
-    return LED(
-        networks.mlp_encoder(2, (16,), context_dim=3),
-        flows.iaf((2,), 1, hidden=(4,), context_dim=3),
-        densities.transformed(
-            densities.standard_normal((2,)), flows.real_nvp((2,), 2, hidden=(4,))
-        ),
-        networks.mlp_decoder(8, (16,)),
-    )
+def dataset(train, valid=None, prepare=cast):
+    train = np.asarray(train)
+    valid = train[:0] if valid is None else np.asarray(valid)
+    return Dataset("rows", train.shape[1:], train, valid, train[:0], prepare)
 
 
-@pytest.fixture(scope="module")
-def optimizer():
-    return training.adam(1e-2, 1000, warmup_steps=5, clip_norm=10.0)
+# Small, since nearly all the time goes into compiling: with every part, and a key for each of them.
+SMALL = LED(
+    encoders.mlp_encoder(2, (4,), context_dim=3),
+    flows.iaf((2,), 1, hidden=(4,), context_dim=3),
+    densities.transformed(densities.standard_normal((2,)), flows.actnorm()),
+    decoders.mlp_decoder(8, ()),
+)
+ADAM = training.adam(1e-2, 1000, warmup_steps=5, clip_norm=10.0)
+BATCH = {"batch_size": 9}
 
 
-@pytest.fixture(scope="module")
-def epoch(led, optimizer):
-    return training.make_epoch(led, optimizer, 9)
+def run(model, num_epochs, rows=PATTERNS, key=KEY, optimizer=ADAM, valid=None, **options):
+    """All that a few epochs yield."""
+    data = rows if isinstance(rows, Dataset) else dataset(rows, valid)
+    options = BATCH | options
+    return list(training.epochs(model, optimizer, data, key, num_epochs=num_epochs, **options))
 
 
-def run(led, optimizer, epoch, seed, epochs):
-    state = training.init_state(led, optimizer, jax.random.key(seed), DATA[:9])
-    history = []
-    for _ in range(epochs):
-        state, steps = epoch(state, DATA)
-        history.append(float(steps.mean().bound))
-    return state, history
-
-
-class Counter:
+class Toy(NamedTuple):
     """Stands in for a LED: its only parameter w has the terms (f(x), 0, w)."""
 
-    def __init__(self, f=lambda x: x[:, 0]):
-        self.f, self.traces = f, 0
+    f: object = lambda x: x[:, 0]
+    traces: list = []
 
-    def elbo(self, params, key, x, axis_name=None):
-        self.traces += 1
+    def init(self, key, x):
+        return jnp.zeros(())
+
+    def elbo(self, params, key, x):
+        self.traces.append(x.shape)
         zeros = jnp.zeros(len(x))
         return Elbo(self.f(x), zeros, zeros + params)
 
 
-def counter_state(optimizer, seed=0):
-    params = jnp.zeros(())
-    return training.TrainState(
-        params, optimizer.init(params), jax.random.key(seed), jnp.zeros((), jnp.int32)
+def run_toy(toy, num_epochs, rows, batch_size, optimizer=None, **options):
+    optimizer = optimizer or optax.sgd(1.0)
+    return run(toy, num_epochs, rows, optimizer=optimizer, batch_size=batch_size, **options)
+
+
+def test_a_linear_gaussian_model_comes_to_the_maximum_of_its_likelihood():
+    """Which principal components give: Tipping and Bishop (1999), for a known noise.
+
+    Two eigenvalues of the data's covariance are the model's own, the third one is S^2.
+    """
+    x = gaussian_data(400).astype(np.float32)
+    spread = np.linalg.eigvalsh(np.cov(x.T, bias=True))
+    best = -0.5 * (
+        3 * math.log(2 * math.pi) + np.log([S**2, *spread[1:]]).sum() + 2 + spread[0] / S**2
     )
+    model = LED_MODEL._replace(posterior=flows.chain(), prior=densities.standard_normal((2,)))
+    *_, end = run(model, 80, x, optimizer=training.adam(0.03, 800), batch_size=40)
+    terms = jax.jit(model.elbo, static_argnums=3)(end.params, KEY, x, (200,))
+    elbo = float(terms.bound.mean())
+    assert elbo == pytest.approx(best, abs=0.01)
+    assert end.train["elbo"] == pytest.approx(best, abs=0.1)
 
 
-def test_the_bound_rises(led, optimizer, epoch):
-    _, history = run(led, optimizer, epoch, 0, 60)
-    assert np.all(np.isfinite(history))
-    assert np.mean(history[-5:]) > np.mean(history[:5]) + 1.5
-    # Eight patterns, equally frequent: no model can beat minus their entropy.
-    assert np.mean(history[-5:]) < -np.log(8)
+@pytest.fixture(scope="module")
+def straight():
+    """What four epochs of the small model yield, with validation."""
+    return run(SMALL, 4, valid=PATTERNS[:6])
 
 
-def test_the_seed_sets_the_run(led, optimizer, epoch):
-    first, again, other = (run(led, optimizer, epoch, seed, 2)[0] for seed in (3, 3, 4))
+def test_the_seed_sets_the_run(straight):
+    first = straight[1].state
+    again, other = (run(SMALL, 2, key=jax.random.key(seed))[-1].state for seed in (0, 4))
     assert_trees_equal(first, again)
     assert first.epoch == 2
     for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(other.params), strict=True):
         assert np.any(a != b)
 
 
-def test_epoch_equals_its_steps(led, optimizer, epoch):
+def test_an_epoch_is_its_steps(straight):
     """The scan over steps against a Python loop with the same keys and rows."""
-    state = training.init_state(led, optimizer, KEY, DATA[:9])
-    shuffle_key, step_key = jax.random.split(jax.random.fold_in(state.key, 0))
+    state, end = straight[0].state, straight[1]
+    shuffle_key, step_key = jax.random.split(jax.random.fold_in(state.key, 1))
     rows = jax.random.permutation(shuffle_key, 40)[:36].reshape(4, 9)
-    params, opt_state, means = state.params, state.opt_state, []
-    step = jax.jit(training.train_step, static_argnums=(0, 1))
+    np.testing.assert_array_equal(training.epoch_rows(state, 40, 9), rows)
+    trained, opt_state, found = (state.params, state.own), state.opt_state, []
+    step = jax.jit(training.train_step, static_argnums=(0, 1, 2))
+    objective = objectives.elbo()
     for i in range(4):
         key = jax.random.split(jax.random.fold_in(step_key, i))[0]
-        x = DATA[rows[i]].astype(jnp.float32)
-        params, opt_state, terms = step(led, optimizer, params, opt_state, key, x)
-        means.append(terms)
-    state, steps = epoch(state, DATA)
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+        x = PATTERNS[np.asarray(rows[i])].astype(np.float32)
+        trained, opt_state, metrics = step(
+            SMALL, ADAM, objective, trained, opt_state, key, x, 4 + i
+        )
+        found.append(metrics)
+    for a, b in zip(jax.tree.leaves(end.state.params), jax.tree.leaves(trained[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(
-        np.stack(steps.terms), np.stack(jax.tree.map(lambda *t: np.stack(t), *means)), rtol=1e-4
-    )
-    assert np.all(steps.updated)
+    assert set(end.train) == {"elbo", "log_likelihood", "log_prior", "log_posterior"}
+    for name, mean in end.train.items():
+        assert mean == pytest.approx(np.mean([metrics[name] for metrics in found]), rel=1e-4)
+    assert end.skipped == 0 and end.seconds > 0
 
 
-def test_the_old_state_is_consumed(led, optimizer, epoch):
-    state = training.init_state(led, optimizer, KEY, DATA[:9])
-    old = jax.tree.leaves(state.params)
-    epoch(state, DATA)
-    assert all(leaf.is_deleted() for leaf in old)
-
-
-def test_step_is_gradient_descent_on_the_negative_elbo(x64):
+def test_a_step_is_gradient_descent_on_the_negative_elbo(x64):
     truth, x = Truth(shift=0.5), gaussian_data(6)
     optimizer = optax.sgd(0.01)
-    params, _, terms = training.train_step(
-        LED_MODEL, optimizer, truth.params, optimizer.init(truth.params), KEY, x
+    trained = truth.params, ()
+    (params, own), _, metrics = training.train_step(
+        LED_MODEL, optimizer, objectives.elbo(), trained, optimizer.init(trained), KEY, x, 0
     )
+    assert own == ()
 
     def loss(bias):
         decoder = truth.params["decoder"] | {"bias": bias}
@@ -126,67 +138,79 @@ def test_step_is_gradient_descent_on_the_negative_elbo(x64):
         step = np.eye(3)[i] * 1e-5
         slope = (loss(bias + step) - loss(bias - step)) / 2e-5
         np.testing.assert_allclose(params["decoder"]["bias"][i], bias[i] - 0.01 * slope, rtol=1e-7)
-    np.testing.assert_allclose(terms.bound, -loss(bias))
+    np.testing.assert_allclose(metrics["elbo"], -loss(bias))
 
 
-def test_left_over_rows_sit_out_by_turns():
-    optimizer = optax.sgd(1.0)
-    counter = Counter()
-    epoch = training.make_epoch(counter, optimizer, 3)
-    state = counter_state(optimizer)
-    values = np.array([1, 2, 4, 8, 16, 32, 64], np.uint8)
+def test_float64_stays_float64(x64):
+    *_, end = run(LED_MODEL, 2, gaussian_data(20), valid=gaussian_data(5), batch_size=10)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((end.state.params, end.state.opt_state))}
+    assert dtypes == {jnp.dtype("float64"), jnp.dtype("int32")}
+    assert np.isfinite(end.best_score)
+
+
+def test_each_epoch_takes_the_rows_in_a_new_order_and_leaves_out_other_ones():
+    values = 2 ** np.arange(7)
+    toy = Toy(traces=[])
     left_out = []
-    for _ in range(25):
-        state, steps = epoch(state, jnp.asarray(values)[:, None])
+    for progress in run_toy(toy, 25, values[:, None].astype(np.uint8), 3):
         # Six distinct rows were used: their sum tells which one was not.
-        left_out.append(values.sum() - round(float(steps.mean().log_likelihood) * 6))
+        left_out.append(values.sum() - round(progress.train["log_likelihood"] * 6))
     assert set(left_out) <= set(values.tolist()) and len(set(left_out)) >= 4
-    assert counter.traces <= 2  # One program for all epochs.
+    state = progress.state
+    orders = [
+        np.asarray(training.epoch_rows(state._replace(epoch=jnp.int32(i)), 7, 7)).ravel().tolist()
+        for i in range(5)
+    ]
+    assert all(sorted(order) == list(range(7)) for order in orders)
+    assert len(set(map(tuple, orders))) == 5
 
 
-def test_static_rows_are_used_as_they_are():
-    optimizer = optax.sgd(1.0)
-    epoch = training.make_epoch(Counter(), optimizer, 4)
-    rows = jnp.asarray(np.array([0, 1, 1, 1], np.uint8))[:, None]
-    _, steps = epoch(counter_state(optimizer), rows)
-    assert steps.mean().log_likelihood == 0.75
+def test_each_program_is_made_once():
+    """One trace or two of the step for all epochs, as many of the validation's score."""
+    toy, scored = Toy(traces=[]), []
+
+    def score(model, params, key, x):
+        scored.append(x.shape)
+        return {"elbo": x[:, 0]}
+
+    rows = np.zeros((12, 1), np.uint8)
+    made = [p.compile_seconds for p in run_toy(toy, 5, rows, 4, valid=rows[:7], score=score)]
+    assert set(toy.traces) == {(4, 1)} and len(toy.traces) <= 2
+    assert scored == [(7, 1)]
+    assert made[0] > 0 and set(made[1:]) == {0.0}
 
 
-def test_dynamic_binarization_draws_afresh_from_the_grey_levels():
-    optimizer = optax.sgd(1.0)
-    levels = jnp.asarray(np.array([0, 51, 204, 255], np.uint8))
-    rows = jnp.broadcast_to(levels, (200, 4))
-    shares = []
+def test_rows_are_cast_and_used_as_they_are():
+    rows = np.array([0, 1, 1, 1], np.uint8)[:, None]
+    assert run_toy(Toy(), 1, rows, 4)[0].train["log_likelihood"] == 0.75
+
+
+def test_prepare_is_applied_afresh_in_every_step():
+    """Binarization: grey levels give their share of ones, other ones in every epoch."""
+    levels = np.array([0, 51, 204, 255], np.uint8)
+    rows = np.broadcast_to(levels, (200, 4))
+    means = []
     for column in range(4):
-        counter = Counter(lambda x, c=column: x[:, c] + 10 * (x[:, c] * (1 - x[:, c])))
-        epoch = training.make_epoch(counter, optimizer, 50, dynamic=True)
-        state = counter_state(optimizer)
-        share = []
-        for _ in range(10):
-            state, steps = epoch(state, rows)
-            share.append(
-                float(steps.mean().log_likelihood)
-            )  # 0 or 1 only: the second term adds nothing.
-        shares.append(share)
-    shares = np.array(shares)
-    assert np.all(shares[0] == 0) and np.all(shares[3] == 1)
+        # 0 or 1 only: the second term adds nothing.
+        toy = Toy(lambda x, c=column: x[:, c] + 10 * (x[:, c] * (1 - x[:, c])))
+        found = run_toy(toy, 10, dataset(rows, prepare=binarize), 50)
+        means.append([progress.train["log_likelihood"] for progress in found])
+    means = np.array(means)
+    assert np.all(means[0] == 0) and np.all(means[3] == 1)
     for row, p in ((1, 0.2), (2, 0.8)):
-        assert len(set(shares[row])) > 3
-        assert abs(shares[row].mean() - p) < 4 * np.sqrt(p * (1 - p) / 2000)
+        assert len(set(means[row])) > 3
+        assert abs(means[row].mean() - p) < 4 * np.sqrt(p * (1 - p) / 2000)
 
 
-def test_dynamic_binarization_differs_between_steps_and_pixels():
-    """Steps of one epoch draw with keys of their own, and pixels are independent."""
-    optimizer = optax.sgd(1.0)
+def test_prepare_differs_between_steps_and_rows():
     seen = []
 
-    class Spy(Counter):
-        def elbo(self, params, key, x, axis_name=None):
-            jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
-            return super().elbo(params, key, x, axis_name)
+    def f(x):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return x[:, 0]
 
-    epoch = training.make_epoch(Spy(), optimizer, 5, dynamic=True)
-    state, _ = epoch(counter_state(optimizer), jnp.full((10, 64), 128, jnp.uint8))
+    rows = np.full((10, 64), 128, np.uint8)
+    run_toy(Toy(f), 1, dataset(rows, prepare=binarize), 5)
     jax.effects_barrier()
     rows = np.concatenate(seen)
     assert len(seen) == 2 and rows.dtype == np.float32
@@ -194,46 +218,310 @@ def test_dynamic_binarization_differs_between_steps_and_pixels():
     assert len({row.tobytes() for row in rows}) == 10
 
 
-@pytest.mark.parametrize("kl_warmup", [0, 1, 2])
-def test_kl_warmup_weights(kl_warmup):
+def test_init_sees_prepared_rows():
+    seen = []
+
+    class Spy(Toy):
+        def init(self, key, x):
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+            return jnp.zeros(())
+
+    run_toy(Spy(), 1, dataset(np.full((1500, 8), 128, np.uint8), prepare=binarize), 500)
+    jax.effects_barrier()
+    assert seen[0].shape == (training.INIT_ROWS, 8)
+    assert set(np.unique(seen[0])) == {0, 1} and 0.4 < seen[0].mean() < 0.6
+
+
+@pytest.mark.parametrize("warmup", [0, 4, 8])
+def test_schedules_are_of_the_number_of_the_step(warmup):
     """The loss is weight * w - f(x): with unit steps, w goes down by the sum of the weights."""
-    optimizer = optax.sgd(1.0)
-    epoch = training.make_epoch(Counter(), optimizer, 2, kl_warmup=kl_warmup)
-    state = counter_state(optimizer)
-    data = jnp.zeros((8, 1), jnp.uint8)
-    expected = 0.0
-    for number in range(4):
-        state, _ = epoch(state, data)
-        for i in range(4):
-            expected -= min(1, (number + i / 4) / kl_warmup) if kl_warmup else 1
-        np.testing.assert_allclose(state.params, expected, rtol=1e-6)
+    schedule = optax.linear_schedule(0.0, 1.0, warmup) if warmup else 1.0
+    rows = np.zeros((8, 1), np.uint8)
+    options = {"objective": objectives.elbo(schedule)}
+    progress, expected = None, 0.0
+    for epoch in range(4):
+        progress = run_toy(Toy(), epoch + 1, rows, 2, resume=progress, **options)[-1]
+        expected -= sum(
+            min(1, step / warmup) if warmup else 1 for step in range(4 * epoch, 4 * epoch + 4)
+        )
+        np.testing.assert_allclose(progress.params, expected, rtol=1e-6)
 
 
-def test_epoch_needs_a_whole_batch():
-    optimizer = optax.sgd(1.0)
-    epoch = training.make_epoch(Counter(), optimizer, 5)
-    with pytest.raises(ValueError, match="expected at least batch_size=5 rows, got 4"):
-        epoch(counter_state(optimizer), jnp.zeros((4, 1), jnp.uint8))
+def test_going_on_equals_never_having_stopped(straight):
+    resumed = run(SMALL, 4, valid=PATTERNS[:6], resume=straight[1], key=jax.random.key(9))
+    for a, b in zip(resumed, straight[2:], strict=True):
+        assert_trees_equal((a.state, a.best), (b.state, b.best))
+        assert (a.history, a.best_score, a.train) == (b.history, b.best_score, b.train)
 
 
-@pytest.mark.parametrize("n", [1, 10, 20, 25])
-def test_evaluate_averages_over_all_rows(n):
+def test_what_was_yielded_can_be_kept():
+    rows = dataset(np.ones((2, 1), np.uint8))
+    found = training.epochs(Toy(), optax.adam(1.0), rows, KEY, batch_size=1)
+    first = next(found)
+    copy = jax.tree.map(jnp.copy, first.state)
+    next(found)
+    assert_trees_equal(first.state, copy)
+
+
+@pytest.mark.parametrize("num_rows", [40, 250])
+def test_data_on_the_host_train_as_on_the_device(num_rows, monkeypatch):
+    """Bit for bit, in one block of steps and in three, the last of them shorter."""
+    pytest.importorskip("grain")
+    monkeypatch.setattr(training, "_BLOCK_STEPS", 100 if num_rows == 40 else 10)
+    rows = np.resize(PATTERNS, (num_rows, 8)) * np.uint8(100)
+    data = dataset(rows, prepare=binarize)
+    device, host = (run(SMALL, 2, data, on_host=on_host) for on_host in (False, True))
+    for a, b in zip(device, host, strict=True):
+        assert_trees_equal(a.state, b.state)
+        assert a.train == b.train
+
+
+def infinite_at(value):
+    return lambda x: jnp.where(x[:, 0] == value, jnp.inf, 0)
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_steps_that_are_not_finite_are_skipped_and_told(on_host):
+    """One row has an infinite term: its step changes nothing, the others do."""
+    rows = np.arange(5, dtype=np.uint8)[:, None]
+    adam = optax.adam(1.0)
+    found = run_toy(Toy(infinite_at(2)), 3, rows, 1, adam, on_host=on_host)
+    assert [progress.skipped for progress in found] == [1, 2, 3]
+    assert all(progress.train["log_likelihood"] == 0 for progress in found)
+    assert found[1].compile_seconds == 0  # The program that checks every step is made once.
+    four = run_toy(Toy(infinite_at(9)), 3, rows[:4], 1, adam, on_host=on_host)
+    assert [progress.skipped for progress in four] == [0, 0, 0]
+    for a, b in zip(found, four, strict=True):
+        np.testing.assert_allclose(a.params, b.params)
+
+
+def test_a_bad_gradient_of_a_finite_loss_is_skipped():
+    class Root(Toy):
+        def elbo(self, params, key, x):
+            terms = super().elbo(params, key, x)
+            return terms._replace(log_prior=jnp.sqrt(x[:, 0] * params))  # Infinite slope at 0.
+
+    (progress,) = run_toy(Root(), 1, np.array([[1], [1], [0]], np.uint8), 1, max_skipped=3)
+    assert progress.skipped > 0 and training.is_finite(progress.state)
+
+
+@pytest.mark.parametrize(("max_skipped", "epoch"), [(0, 1), (1, 2), (2, 3)])
+def test_too_many_skipped_updates_are_an_error_that_says_what_to_do(max_skipped, epoch):
+    rows = np.arange(5, dtype=np.uint8)[:, None]
+    found = training.epochs(
+        Toy(infinite_at(2)), ADAM, dataset(rows), KEY, batch_size=1, max_skipped=max_skipped
+    )
+    for number in range(1, epoch):
+        assert next(found).skipped == number
+    message = (
+        rf"not finite in step [1-5] of epoch {epoch}: {epoch} updates .* "
+        rf"max_skipped={max_skipped}\. .*lower.*learning rate.*clip"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        next(found)
+
+
+def test_a_validation_that_is_not_finite_is_an_error_that_says_what_to_do():
+    rows = np.zeros((2, 1), np.uint8)
+    message = r"the validation's elbo is nan after epoch 1\. .*lower.*learning rate.*clip"
+    with pytest.raises(FloatingPointError, match=message):
+        run_toy(Toy(), 1, rows, 2, valid=rows, score=lambda m, p, k, x: {"elbo": x[:, 0] * jnp.nan})
+
+
+def scores_of(values):
+    """A score that takes the given values after epochs 1, 2, ..., where w is minus the epoch."""
+
+    def score(model, params, key, x):
+        return {"mine": jnp.zeros(len(x)) + jnp.asarray(values)[-params.astype(int) - 1]}
+
+    return {"score": score, "select": "mine"}
+
+
+def test_the_best_state_is_selected():
+    rows = np.ones((2, 1), np.uint8)
+    found = run_toy(Toy(), 5, rows, 2, valid=rows, **scores_of([1.0, 3.0, 2.0, 3.0, 4.0]))
+    assert [int(progress.best.epoch) for progress in found] == [1, 2, 2, 2, 5]
+    assert [progress.best_score for progress in found] == [1, 3, 3, 3, 4]
+    assert [float(progress.params) for progress in found] == [-1, -2, -2, -2, -5]
+    end = found[-1]
+    assert [record["valid_mine"] for record in end.history] == [1, 3, 2, 3, 4]
+    assert [record["epoch"] for record in end.history] == [1, 2, 3, 4, 5]
+    assert all(record["train_log_likelihood"] == 1 for record in end.history)
+
+
+def test_validation_every_so_many_epochs_and_after_the_last():
+    rows = np.ones((2, 1), np.uint8)
+    scores = scores_of([9.0, 1.0, 9.0, 2.0, 0.0])
+    *_, end = run_toy(Toy(), 5, rows, 2, valid=rows, valid_every=2, **scores)
+    assert [record["epoch"] for record in end.history] == [2, 4, 5]
+    assert int(end.best.epoch) == 4
+
+
+def test_without_validation_the_last_state_counts():
+    *_, end = run_toy(Toy(), 3, np.ones((2, 1), np.uint8), 2)
+    assert end.history == () and float(end.params) == -3 and int(end.best.epoch) == 3
+
+
+@pytest.mark.parametrize("n", [1, 1000, 2300])
+def test_validation_averages_over_all_rows(n):
     """With the exact posterior every row's bound is log p(x), whatever the draw."""
-    truth, x = Truth(), gaussian_data(25)[:n]
-    evaluate = training.make_evaluate(LED_MODEL, 10)
-    terms = evaluate(truth.params, KEY, jnp.asarray(x, jnp.float32))
-    assert terms.bound.shape == ()
-    np.testing.assert_allclose(terms.bound, truth.log_marginal(x).mean(), rtol=1e-5)
+    truth, x = Truth(), gaussian_data(2300)[:n].astype(np.float32)
+    assert validate(truth, x)["elbo"] == pytest.approx(truth.log_marginal(x).mean(), rel=1e-5)
 
 
-def test_evaluate_draws_for_each_row():
+def test_validation_draws_for_each_row():
     """The same row many times: its mean is the ELBO, not one draw."""
     truth = Truth(shift=0.5)
-    x = np.repeat(gaussian_data(1), 5005, 0)
-    terms = training.make_evaluate(LED_MODEL, 1000)(truth.params, KEY, jnp.asarray(x, jnp.float32))
-    assert abs(terms.bound - truth.elbo(x[0])) < 0.1
-    for actual, expected in zip(terms, truth.terms(x[0]), strict=True):
-        assert abs(actual - expected) < 0.1
+    x = np.repeat(gaussian_data(1), 5005, 0).astype(np.float32)
+    found = validate(truth, x)
+    assert abs(found["elbo"] - truth.elbo(x[0])) < 0.1
+    for name, expected in zip(Elbo._fields, truth.terms(x[0]), strict=True):
+        assert abs(found[name] - expected) < 0.1
+
+
+class Fixed(NamedTuple):
+    """A model that starts at given parameters."""
+
+    params: object
+
+    def init(self, key, x):
+        return self.params
+
+    def elbo(self, *args):
+        return LED_MODEL.elbo(*args)
+
+
+def validate(truth, x):
+    """What the validation split measures of parameters that training leaves alone."""
+    model = Fixed(truth.params)
+    *_, end = run(model, 1, x[:1], optimizer=optax.sgd(0.0), batch_size=1, valid=x)
+    return {name[6:]: value for name, value in end.history[0].items() if "valid_" in name}
+
+
+class Line(NamedTuple):
+    """A model of one parameter w, that starts at 0."""
+
+    def init(self, key, x):
+        return {"w": jnp.zeros(())}
+
+
+def critic():
+    """w climbs against a critic c that follows it: w' = w + (c - w + 1), c' = c + (w - c)."""
+
+    def init(key, model, params, x):
+        assert set(params) == {"w"} and x.ndim == 2
+        return {"c": jnp.full((), 5.0)}
+
+    def loss(model, params, own, key, x, step):
+        gap = own["c"] - jax.lax.stop_gradient(params["w"])
+        chase = jax.lax.stop_gradient(own["c"]) - params["w"] + 1
+        return 0.5 * (gap**2 + chase**2), {"gap": gap}
+
+    return Objective(init, loss)
+
+
+def test_an_objectives_own_parameters_train_and_stay_out_of_the_model():
+    options = {"objective": critic(), "optimizer": optax.sgd(0.5)}
+    rows = np.zeros((2, 1), np.uint8)
+    first, second = run(Line(), 2, rows, batch_size=2, **options)
+    assert first.state.own["c"] == 2.5 and first.state.params["w"] == 3  # From 5 and 0.
+    assert second.state.own["c"] == 2.75 and second.state.params["w"] == 3.25
+    assert first.train == {"gap": 5}
+    assert set(second.params) == {"w"}
+
+
+def test_optax_can_treat_the_model_and_the_objective_differently():
+    optimizer = optax.partition(
+        {"model": optax.sgd(0.5), "critic": optax.set_to_zero()}, ("model", "critic")
+    )
+    rows = np.zeros((2, 1), np.uint8)
+    *_, end = run(Line(), 2, rows, batch_size=2, objective=critic(), optimizer=optimizer)
+    assert end.state.own["c"] == 5 and end.state.params["w"] == 4.5
+
+
+def test_a_prior_is_fitted_afterwards_by_an_objective_that_stops_the_other_gradients(straight):
+    """To the posterior's draws, whose mean and variance the best affine prior has."""
+
+    def loss(model, params, own, key, x, step):
+        fixed = jax.lax.stop_gradient(params)
+        z = model.encode(fixed, key, x)
+        log_prior = model.prior_log_prob(fixed | {"prior": params["prior"]}, z).mean()
+        return -log_prior, {"log_prior": log_prior}
+
+    params = straight[-1].params
+    optimizer = training.adam(0.1, 400)
+    state = training.TrainState(
+        params, (), optimizer.init((params, ())), KEY, jnp.zeros((), jnp.int32)
+    )
+    *_, end = run(
+        SMALL,
+        100,
+        optimizer=optimizer,
+        objective=Objective(objectives.elbo().init, loss),
+        resume=training.Progress(state, state),
+    )
+    for part in ("encoder", "posterior", "decoder"):
+        assert_trees_equal(end.params[part], params[part])
+    x = jnp.asarray(np.tile(PATTERNS, (500, 1)), float)
+    z = jax.jit(SMALL.encode)(params, KEY, x)
+    expected = -(0.5 + np.log(np.sqrt(2 * np.pi) * np.std(z, 0))).sum()
+    log_prior = SMALL.prior_log_prob(end.params, z).mean()
+    assert float(log_prior) == pytest.approx(expected, abs=0.03)
+
+
+def test_a_density_is_trained_by_maximum_likelihood():
+    density = densities.transformed(densities.standard_normal((2,)), flows.invert(flows.actnorm()))
+    # Without batch axes the flow starts as the identity, rather than at the answer.
+    density = density._replace(init=lambda key, x, init=density.init: init(key, x[0]))
+    x = np.random.default_rng(0).normal(3, 0.5, (300, 2)).astype(np.float32)
+    options = {"objective": objectives.maximum_likelihood(), "batch_size": 300}
+    *_, end = run(density, 400, x, optimizer=training.adam(0.1, 400), **options)
+    # At the maximum: the normal of the data's own mean and variance.
+    expected = -(0.5 + np.log(np.sqrt(2 * np.pi) * x.std(0))).sum()
+    assert end.train["log_prob"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_fit_goes_through_the_epochs_and_tells_of_each():
+    rows, seen = np.ones((4, 1), np.uint8), []
+    fit = functools.partial(training.fit, Toy(), optax.sgd(1.0), dataset(rows), KEY, batch_size=2)
+    end = fit(3, callback=lambda progress: seen.append(progress.epoch))
+    assert seen == [1, 2, 3] and end.epoch == 3 and float(end.params) == -6
+    assert float(fit(5, resume=end).params) == -10
+    with pytest.raises(ValueError, match="num_epochs must be 1 or more, got 0"):
+        fit(0)
+    assert fit(3, resume=end) is end  # Nothing is left to do.
+
+
+def test_fit_stops_when_the_score_no_longer_rises():
+    rows = np.ones((2, 1), np.uint8)
+    end = training.fit(
+        Toy(),
+        optax.sgd(1.0),
+        dataset(rows, rows),
+        KEY,
+        9,
+        patience=2,
+        batch_size=2,
+        **scores_of([1.0, 3.0, 2.0, 4.0, 0.0, 0.0, 9.0, 9.0, 9.0]),
+    )
+    assert end.epoch == 6 and int(end.best.epoch) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 5}, "batch_size must be from 1 to the 4 training rows, got 5"),
+        ({"batch_size": 0}, "batch_size must be from 1 to the 4 training rows, got 0"),
+        ({"valid_every": 0}, "valid_every must be 1 or more, got 0"),
+        ({"method": "pjit"}, "method must be one of jit, pmap, got 'pjit'"),
+        ({"method": "pmap", "on_host": True}, "method='pmap' needs the data on the devices"),
+        ({"select": "bound"}, "select='bound' is none of the scores elbo, "),
+    ],
+)
+def test_wrong_arguments(options, message):
+    rows = np.zeros((4, 1), np.uint8)
+    with pytest.raises(ValueError, match=message):
+        run_toy(Toy(), 1, dataset(rows, rows), **({"batch_size": 2} | options))
 
 
 def rates(optimizer, steps):
@@ -273,67 +561,9 @@ def test_clipping_bounds_the_gradient():
     np.testing.assert_allclose(moments[1], [0.12, 0.16], rtol=1e-5)
 
 
-def test_init_state(led, optimizer):
-    state = training.init_state(led, optimizer, KEY, DATA[:9])
-    assert state.epoch == 0 and state.epoch.dtype == jnp.int32
+def test_init_state():
+    state = training.init_state(SMALL, ADAM, KEY, jnp.asarray(PATTERNS[:9], float))
+    assert state.epoch == 0 and state.epoch.dtype == jnp.int32 and state.own == ()
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     # The run's key is not the one that made the parameters.
     assert np.any(jax.random.key_data(state.key) != jax.random.key_data(KEY))
-
-
-def test_a_batch_without_rows_is_refused(led, optimizer):
-    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
-        training.make_epoch(led, optimizer, 0)
-
-
-def test_a_step_on_parts_of_a_batch_is_the_step_on_the_batch(led, optimizer):
-    """Each part draws the noise of its own rows, so that only the order of sums differs."""
-    x = DATA[:4].astype(float)
-    params = jax.jit(led.init)(KEY, x)
-    step = functools.partial(training.train_step, led, optax.sgd(0.1))
-    step = jax.jit(step, static_argnames="axis_name")
-    state = optax.sgd(0.1).init(params)
-    mapped, _, terms = jax.vmap(
-        lambda x: step(params, state, KEY, x, axis_name="devices"), axis_name="devices"
-    )(x.reshape(2, 2, -1))
-    whole, _, expected = step(params, state, KEY, x)
-    for device in range(2):
-        part = jax.tree.map(lambda leaf, i=device: leaf[i], (mapped, terms))
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), part, (whole, expected)
-        )
-
-
-def test_steps_on_picked_batches_are_the_epoch(led, optimizer, epoch):
-    state = training.init_state(led, optimizer, KEY, DATA[:9])
-    rows = np.asarray(DATA)[training.epoch_rows(state, 40, 9)]
-    steps = training.make_steps(led, optimizer, 4)
-    parts = []
-    picked = jax.tree.map(jnp.copy, state)
-    for first, x in ((0, rows[:3]), (3, rows[3:])):
-        assert picked.epoch == 0
-        picked, part = steps(picked, jnp.array(first), x)
-        parts.append(part)
-    state, expected = epoch(state, DATA)
-    np.testing.assert_array_equal(picked.epoch, state.epoch)
-    for a, b in zip(jax.tree.leaves(picked.params), jax.tree.leaves(state.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    bounds = np.concatenate([part.terms.bound for part in parts])
-    np.testing.assert_allclose(bounds, expected.terms.bound, rtol=1e-5)
-
-
-def test_steps_that_are_not_finite_are_skipped_and_told():
-    """The third row has an infinite term: its step changes nothing, the others do."""
-    optimizer = optax.adam(1.0)
-    led = Counter(lambda x: jnp.where(x[:, 0] == 2, jnp.inf, 0))
-    data = jnp.arange(5, dtype=jnp.uint8)[:, None]
-    order = np.asarray(training.epoch_rows(counter_state(optimizer), 5, 1))[:, 0]
-    state, steps = training.make_epoch(led, optimizer, 1)(counter_state(optimizer), data)
-    assert not training.is_finite((state, steps))
-    state, steps = training.make_epoch(led, optimizer, 1, skip_nonfinite=True)(
-        counter_state(optimizer), data
-    )
-    np.testing.assert_array_equal(steps.updated, order != 2)
-    assert training.is_finite((state, steps.mean()))
-    four = training.make_epoch(Counter(lambda x: 0 * x[:, 0]), optimizer, 1)
-    np.testing.assert_allclose(state.params, four(counter_state(optimizer), data[:4])[0].params)

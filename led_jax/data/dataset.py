@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -91,14 +92,25 @@ def fingerprint(dataset: Dataset) -> str:
     """Returns a SHA-256 hex digest of a data set's name, shapes and values.
 
     Two data sets have the same fingerprint only if training on them is the same: the order of
-    the rows and what `prepare` does to them count too.
+    the rows counts too, and so does the name of what prepares them.
     """
     arrays = [getattr(dataset, split) for split in SPLITS]
     shapes = [dataset.image_shape, *(array.shape for array in arrays)]
-    digest = hashlib.sha256(json.dumps([dataset.name, dataset.prepare.__name__, shapes]).encode())
+    digest = hashlib.sha256(json.dumps([dataset.name, _name(dataset.prepare), shapes]).encode())
     for array in arrays:
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _name(prepare: Prepare) -> str:
+    if isinstance(prepare, partial):
+        arguments = [*map(repr, prepare.args), *map(str, sorted(prepare.keywords.items()))]
+        return f"{_name(prepare.func)}({', '.join(arguments)})"
+    if not hasattr(prepare, "__name__"):
+        raise ValueError(
+            f"fingerprint: expected a function as prepare, which has a name: {prepare}"
+        )
+    return prepare.__name__
 
 
 def _checked(what: str, array: np.ndarray, pixels: int, top: int) -> np.ndarray:

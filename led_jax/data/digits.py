@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from led_jax.data.binarize import bernoulli, random_words
 from led_jax.data.dataset import Dataset, binarize, from_arrays
+from led_jax.data.draws import bernoulli, random_words
 
 _TOP = 16
 _TRAIN, _VALID = 1297, 250

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from led_jax.data.binarize import bernoulli
 from led_jax.data.dataset import Dataset, binarize, from_arrays
+from led_jax.data.draws import bernoulli
 
 INSTALL = 'pip install "led_jax[tfds]"'
 _SIDE = 28

@@ -3,10 +3,13 @@
 from led_jax.flows.actnorm import actnorm
 from led_jax.flows.autoregressive import autoregressive, iaf
 from led_jax.flows.base import Flow, chain, flatten, invert, repeat
-from led_jax.flows.conditioners import convnet, made, mlp, pixelcnn
+from led_jax.flows.conditioners import Conditioner, mlp
+from led_jax.flows.convolutional import convnet, pixelcnn
 from led_jax.flows.coupling import coupling, real_nvp
+from led_jax.flows.made import made
 from led_jax.flows.masks import channel, checkerboard, random_half
 from led_jax.flows.permutations import permute, reverse
+from led_jax.flows.supports import probit
 from led_jax.flows.transformers import (
     Transformer,
     additive,
@@ -20,6 +23,7 @@ from led_jax.flows.transformers import (
 )
 
 __all__ = [
+    "Conditioner",
     "Flow",
     "Transformer",
     "actnorm",
@@ -41,6 +45,7 @@ __all__ = [
     "mlp",
     "permute",
     "pixelcnn",
+    "probit",
     "random_half",
     "rational_quadratic",
     "real_nvp",

@@ -1,17 +1,26 @@
 """Activation normalisation: a trainable scale and shift for each entry."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow, Params
+from led_jax.numerics import match_rank
 
 
+@constructor
 def actnorm(event_ndims: int = 1) -> Flow:
     """y = (x + shift) e^log_scale, entry by entry.
 
     Kingma and Dhariwal (2018), section 3.1, https://arxiv.org/abs/1807.03039. `init` sets mean 0
     and variance 1 over the batch axes of its `x`; without batch axes it starts as the identity. A
     density flow is initialised with data: there `invert(actnorm())` is what normalises them.
+
+    >>> flow = actnorm()
+    >>> params = flow.init(jax.random.key(0), jnp.arange(8.0).reshape(4, 2))
+    >>> flow.apply(params, jnp.zeros((5, 2)))[1].shape
+    (5,)
 
     Args:
       event_ndims: number of event axes.
@@ -30,20 +39,19 @@ def actnorm(event_ndims: int = 1) -> Flow:
     def log_det(log_scale: Array, x: Array) -> Array:
         return jnp.broadcast_to(log_scale.sum(), x.shape[: x.ndim - event_ndims]).astype(x.dtype)
 
-    def check(params: Params, x: Array) -> None:
+    def read(params: Params, x: Array) -> tuple[Array, Array]:
         expected = params["shift"].shape
         if x.shape[max(x.ndim - event_ndims, 0) :] != expected:
             shape = ", ".join(map(str, expected))
             raise ValueError(f"actnorm: expected an input of shape [..., {shape}], got {x.shape}")
+        return match_rank(params["log_scale"], x.ndim), match_rank(params["shift"], x.ndim)
 
     def apply(params: Params, x: Array, context: Array | None = None):
-        check(params, x)
-        y = (x + params["shift"]) * jnp.exp(params["log_scale"])
-        return y.astype(x.dtype), log_det(params["log_scale"], x)
+        log_scale, shift = read(params, x)
+        return ((x + shift) * jnp.exp(log_scale)).astype(x.dtype), log_det(log_scale, x)
 
     def inverse(params: Params, y: Array, context: Array | None = None):
-        check(params, y)
-        x = y * jnp.exp(-params["log_scale"]) - params["shift"]
-        return x.astype(y.dtype), log_det(-params["log_scale"], y)
+        log_scale, shift = read(params, y)
+        return (y * jnp.exp(-log_scale) - shift).astype(y.dtype), log_det(-log_scale, y)
 
     return Flow(init, apply, inverse)

@@ -8,23 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow, Params, chain, flatten, repeat
-from led_jax.flows.conditioners import Conditioner, made
+from led_jax.flows.conditioners import Conditioner, MakeConditioner
+from led_jax.flows.made import made
 from led_jax.flows.permutations import reverse
 from led_jax.flows.transformers import Transformer, affine, gate
-from led_jax.modules import pure
 
 
-def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) -> Flow:
+@constructor
+def autoregressive(conditioner: MakeConditioner, transformer: Transformer = affine) -> Flow:
     """y_i = transformer(x_i; conditioner(x_1, ..., x_{i-1})) on vectors `[..., D]`.
 
     As it stands this is an inverse autoregressive flow (Kingma et al., 2016,
     https://arxiv.org/abs/1606.04934): `apply` costs one pass of the conditioner, `inverse` a
     compiled loop of D steps. With `made` the steps together cost about one pass, each computing
-    the hidden units of one degree; with a conditioner that has no method `incremental` each is a
-    whole pass. `invert` gives a masked autoregressive flow (Papamakarios,
-    Pavlakou and Murray, 2017, https://arxiv.org/abs/1705.07057), with the costs exchanged: for a
-    posterior, which samples, take the former; for a prior, which scores, the latter.
+    the hidden units of one degree; with a conditioner without `incremental` each is a whole pass.
+    `invert` gives a masked autoregressive flow (Papamakarios, Pavlakou and Murray, 2017,
+    https://arxiv.org/abs/1705.07057), with the costs exchanged: for a posterior, which samples,
+    take the former; for a prior, which scores, the latter.
+
+    >>> flow = autoregressive(made((8,)))
+    >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
+    >>> flow.apply(params, jnp.zeros((4, 3)))[1].shape
+    (4,)
 
     Args:
       conditioner: autoregressive network, `made(...)` or `pixelcnn(...)`.
@@ -34,39 +41,36 @@ def autoregressive(conditioner: Conditioner, transformer: Transformer = affine) 
       A flow on vectors.
 
     Raises:
-      ValueError: (from the flow's functions) if the conditioner is not autoregressive.
+      ValueError: (from the flow's functions) if the conditioner is not autoregressive, or if
+        the input, the context or the parameters have the wrong shapes.
     """
 
-    def network(x: Array):
-        module = conditioner(transformer.num_params, x.shape[-1])
-        if not getattr(module, "is_autoregressive", False):
+    def network(x: Array) -> Conditioner:
+        made_for = conditioner(transformer.num_params, x.shape[-1])
+        if made_for.kind != "autoregressive":
             raise ValueError(
-                f"autoregressive: {type(module).__name__} is no autoregressive network; take "
-                "made(...), or a module whose class says is_autoregressive = True"
+                "autoregressive: expected an autoregressive conditioner, as made(...) or "
+                f"pixelcnn(...); got one of the kind {made_for.kind!r}"
             )
-        return module
-
-    def raw(params: Params, x: Array, context: Array | None) -> Array:
-        return pure(network(x))[1](params, x, context)
+        return made_for
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
-        return pure(network(x))[0](key, x, context)
+        return network(x).init(key, x, context)
 
     def apply(params: Params, x: Array, context: Array | None = None):
-        y, log_det = _transform(transformer.apply, raw(params, x, context), x)
+        raw = network(x).apply(params, x, context)
+        y, log_det = _transform(transformer.apply, raw, x)
         return y, log_det.sum(-1)
 
-    def incremental(params: Params, x: Array, context: Array | None):
-        module = network(x)
-        if hasattr(module, "incremental"):
-            return module.incremental(params, x, context)
-
+    def in_whole_passes(params: Params, x: Array, context: Array | None):
         def step(cache, x: Array, i: Array):
-            return jax.lax.dynamic_slice_in_dim(raw(params, x, context), i, 1, -1), cache
+            raw = network(x).apply(params, x, context)
+            return jax.lax.dynamic_slice_in_dim(raw, i, 1, -1), cache
 
         return (), step
 
     def inverse(params: Params, y: Array, context: Array | None = None):
+        incremental = network(y).incremental or in_whole_passes
         cache, step = incremental(params, y, context)
 
         def set_entry(carry, i: Array):
@@ -94,13 +98,13 @@ def _transform(
     """
     if x.shape[-1] >= 16:
         return transform(raw, x)
-    raw = jnp.broadcast_to(raw, (*x.shape[:-1], *raw.shape[-2:]))
     raw, entries = jnp.moveaxis(raw, (-1, -2), (0, 1)), jnp.moveaxis(x, -1, 0)
     outputs = transform(raw.reshape(*raw.shape[:2], -1), entries.reshape(len(entries), -1))
     y, log_det = (jnp.moveaxis(out.reshape(entries.shape), 0, -1) for out in outputs)
     return y, log_det
 
 
+@constructor
 def iaf(
     event_shape: tuple[int, ...],
     depth: int,
@@ -108,13 +112,19 @@ def iaf(
     context_dim: int | None = None,
     *,
     transformer: Transformer | None = None,
-    conditioner: Callable[..., Conditioner] = made,
+    conditioner: Callable[..., MakeConditioner] = made,
 ) -> Flow:
     """A stack of inverse autoregressive layers with MADE or PixelCNN conditioners.
 
     The order of the entries is reversed between layers, and that of the context with it, so that
     maps stay aligned. Kingma et al. (2016), https://arxiv.org/abs/1606.04934. `apply` costs one
-    pass a layer, `inverse` D steps that with MADE together cost about one.
+    pass a layer, `inverse` D steps that with MADE together cost about one. `apply` is the cheap
+    direction unless the transformer's own is `inverse` (`Transformer.cheap`).
+
+    >>> flow = iaf((2, 3), 4, hidden=(8,))
+    >>> params = flow.init(jax.random.key(0), jnp.zeros((2, 3)))
+    >>> flow.apply(params, jnp.zeros((5, 2, 3)))[1].shape
+    (5,)
 
     Args:
       event_shape: shape of the event, read in row-major order.
@@ -130,7 +140,8 @@ def iaf(
       A flow on events of the given shape.
 
     Raises:
-      ValueError: if depth is negative or the widths are not positive.
+      ValueError: if depth is negative or the widths are not positive; from the flow's functions,
+        if the input, the context or the parameters have the wrong shapes.
     """
     if transformer is None:
         # sigmoid(bias)^depth = 1/2.
@@ -142,7 +153,7 @@ def iaf(
         np.arange(depth) % 2 == 1,
     )
     # An odd number of reversals is undone, so that entry i of the output belongs to entry i.
-    return flatten(chain(stack, reverse()) if depth % 2 else stack, event_shape)
+    return flatten(chain(stack, reverse() if depth % 2 else chain()), event_shape)
 
 
 def _reverse_context(flow: Flow, is_reversed: np.ndarray | Array) -> Flow:

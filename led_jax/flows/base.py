@@ -3,19 +3,24 @@
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.descriptions import constructor, describe
+
 Params = Any
 
-# By default stacks up to this depth are unrolled, deeper ones are one `lax.scan` over stacked
-# parameters. Unrolled, MADE stacks step faster on a CPU (results/benchmark.md); scanned ones
-# compile in a time that does not depend on depth.
-MAX_UNROLL = 12
+ScanCost = Literal["low", "high"]
+
+# The deepest stack whose layers are written out one by one, by how much a scan costs its layers;
+# deeper stacks are one `lax.scan`, which compiles in a time that does not depend on depth. MADE
+# layers step faster on a CPU unrolled, coupling layers about as fast either way
+# (results/benchmark.md). Read whenever a stack is applied; parameters do not depend on it.
+MAX_UNROLL: dict[ScanCost, int] = {"low": 4, "high": 12}
 
 
 class InitFn(Protocol):
@@ -54,7 +59,10 @@ class Flow(NamedTuple):
     apply: TransformFn
     inverse: TransformFn
 
+    __repr__ = describe
 
+
+@constructor
 def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
     """The composition that applies the first flow first.
 
@@ -75,7 +83,8 @@ def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
 
     def compose(directions: list[tuple[TransformFn, int]]) -> TransformFn:
         def transform(params: Params, x: Array, context: Array | None = None):
-            _check_entries("chain", params, len(flows))
+            found = len(params) if isinstance(params, tuple | list) else type(params).__name__
+            _check_entries("chain", found, len(flows))
             log_det = None
             for direction, i in directions:
                 x, term = direction(params[i], x, context)
@@ -93,6 +102,7 @@ def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
     )
 
 
+@constructor
 def invert(flow: Flow) -> Flow:
     """The same map with its two directions exchanged; base and target change places.
 
@@ -101,17 +111,22 @@ def invert(flow: Flow) -> Flow:
     return Flow(flow.init, flow.inverse, flow.apply)
 
 
+@constructor
 def repeat(
     layer: Flow | Callable[[Any], Flow],
     depth: int,
     constants: Any = None,
     event_ndims: int = 1,
-    max_unroll: int | None = None,
+    scan_cost: ScanCost = "high",
 ) -> Flow:
     """A stack of `depth` layers of one shape, each with parameters of its own.
 
-    Equals `chain` of the layers, and gets the same parameters from the same key. A layer is traced
-    once, and compile time is bounded: beyond `max_unroll` layers the stack is a `lax.scan`.
+    Equals `chain` of the layers with the same parameters, which `init` makes from the same key.
+    A layer is traced once, and compile time is bounded: deep stacks are a `lax.scan`.
+
+    >>> flow = repeat(lambda i: chain(), 3, np.arange(3))
+    >>> flow.apply(flow.init(jax.random.key(0), jnp.zeros(2)), jnp.zeros((4, 2)))[1].shape
+    (4,)
 
     Args:
       layer: a flow, or a function from one layer's constants to a flow. Its functions are traced
@@ -119,14 +134,15 @@ def repeat(
       depth: number of layers; 0 gives the identity.
       constants: pytree of arrays `[depth, ...]`, one slice for each call of `layer`.
       event_ndims: number of event axes. Only the identity needs to be told.
-      max_unroll: depth of the deepest stack that is not a scan; `MAX_UNROLL` by default.
+      scan_cost: how much slower a layer is in a scan. It decides up to which depth the stack is
+        unrolled (`MAX_UNROLL`), and nothing else.
 
     Returns:
-      A flow whose parameters are a tuple of `depth` entries up to `max_unroll` layers, and beyond
-      that one entry's pytree with a leading axis of length `depth`.
+      A flow whose parameters are one layer's pytree with a leading axis of length `depth`.
 
     Raises:
-      ValueError: if depth is negative, or constants do not have `depth` slices.
+      ValueError: if depth is negative, or constants do not have `depth` slices; from the flow's
+        functions, if the parameters are those of a stack of another depth.
     """
     if depth < 0:
         raise ValueError(f"repeat: depth must be 0 or more, got {depth}")
@@ -139,16 +155,7 @@ def repeat(
 
     slices = [jax.tree.map(operator.itemgetter(i), constants) for i in range(depth)]
     for layer_constants in slices:
-        make(layer_constants)  # Raises what it has to say of them while they are concrete.
-
-    if depth <= (MAX_UNROLL if max_unroll is None else max_unroll):
-
-        def traced_once(name: str) -> Callable[..., Any]:
-            return jax.jit(lambda constants, *args: getattr(make(constants), name)(*args))
-
-        functions = [traced_once(name) for name in Flow._fields]
-        layers = [Flow(*(partial(function, s) for function in functions)) for s in slices]
-        return chain(*layers, event_ndims=event_ndims)
+        make(layer_constants)  # Once with concrete constants: tracers cannot be validated.
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
         def body(x, key_and_constants):
@@ -159,10 +166,21 @@ def repeat(
 
         return jax.lax.scan(body, x, (jax.random.split(key, depth), constants), length=depth)[1]
 
-    def scan(direction: str, reverse: bool) -> TransformFn:
+    def traced_once(direction: str) -> Callable[..., Any]:
+        return jax.jit(lambda constants, *args: getattr(make(constants), direction)(*args))
+
+    functions = [traced_once(direction) for direction in Flow._fields]
+    unrolled = chain(
+        *(Flow(*(partial(function, s) for function in functions)) for s in slices),
+        event_ndims=event_ndims,
+    )
+
+    def along(direction: str, reverse: bool) -> TransformFn:
         def transform(params: Params, x: Array, context: Array | None = None):
             for leaf in jax.tree.leaves(params):
-                _check_entries("repeat", leaf, depth)
+                _check_entries("repeat", len(leaf) if jnp.ndim(leaf) else "a scalar", depth)
+            if depth <= MAX_UNROLL[scan_cost]:
+                return getattr(unrolled, direction)(_unstack(params, depth), x, context)
 
             def body(x, params_and_constants):
                 params, layer_constants = params_and_constants
@@ -176,9 +194,22 @@ def repeat(
 
         return transform
 
-    return Flow(init, scan("apply", reverse=False), scan("inverse", reverse=True))
+    return Flow(init, along("apply", reverse=False), along("inverse", reverse=True))
 
 
+def _unstack(params: Params, depth: int) -> tuple[Params, ...]:
+    """Each layer's parameters.
+
+    The gradient of a split is one concatenation. That of an index is a copy of the whole stack,
+    zero but for one layer, and all copies would be added up.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    pieces = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
+    layers = zip(*pieces, strict=True) if leaves else [()] * depth
+    return tuple(treedef.unflatten([piece.squeeze(0) for piece in layer]) for layer in layers)
+
+
+@constructor
 def flatten(flow: Flow, event_shape: tuple[int, ...]) -> Flow:
     """A flow on vectors `[..., D]`, made to act on events of a shape with D entries.
 
@@ -209,6 +240,6 @@ def flatten(flow: Flow, event_shape: tuple[int, ...]) -> Flow:
     return Flow(init, along(flow.apply), along(flow.inverse))
 
 
-def _check_entries(name: str, params: Any, expected: int) -> None:
-    if len(params) != expected:
-        raise ValueError(f"{name}: expected parameters of {expected} layers, got {len(params)}")
+def _check_entries(name: str, found: int | str, expected: int) -> None:
+    if found != expected:
+        raise ValueError(f"{name}: expected parameters of {expected} layers, got {found}")

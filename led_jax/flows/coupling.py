@@ -2,27 +2,34 @@
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from led_jax.descriptions import constructor
 from led_jax.flows import masks
 from led_jax.flows.base import Flow, Params, TransformFn, chain, flatten, repeat
-from led_jax.flows.conditioners import Conditioner, mlp
+from led_jax.flows.conditioners import Conditioner, MakeConditioner, mlp
 from led_jax.flows.permutations import permute, permute_by
 from led_jax.flows.transformers import Transformer, affine
-from led_jax.modules import pure
-
-# Deeper stacks compile faster scanned, and step about as fast; see `repeat`.
-MAX_UNROLL = 4
+from led_jax.numerics import match_rank
 
 
-def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transformer = affine) -> Flow:
+@constructor
+def coupling(
+    mask: np.ndarray, conditioner: MakeConditioner, transformer: Transformer = affine
+) -> Flow:
     """A coupling layer: y_a = x_a and y_b = transformer(x_b; conditioner(x_a)).
 
     Dinh, Sohl-Dickstein and Bengio (2016), eq. 7 and 8, https://arxiv.org/abs/1605.08803. Both
     directions cost one pass of the conditioner. `mlp` reads x_a and emits parameters for x_b only,
     `convnet` reads the map with zeros for x_b and emits parameters for all of it.
+
+    >>> flow = coupling(np.array([True, False, True]), mlp((8,)))
+    >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
+    >>> flow.apply(params, jnp.zeros((4, 3)))[1].shape
+    (4,)
 
     Args:
       mask: booleans of the event's shape; True marks x_a, which passes unchanged.
@@ -33,7 +40,9 @@ def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transforme
       A flow on events of the mask's shape.
 
     Raises:
-      ValueError: if the mask is not boolean, or is True everywhere or nowhere.
+      ValueError: if the mask is not boolean, or is True everywhere or nowhere, or the conditioner
+        is autoregressive; from the flow's functions, if the input, the context or the parameters
+        have the wrong shapes.
     """
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.all() or not mask.any():
@@ -48,6 +57,7 @@ def coupling(mask: np.ndarray, conditioner: Conditioner, transformer: Transforme
     return flatten(chain(permute(order), layer, permute(np.argsort(order))), mask.shape)
 
 
+@constructor
 def real_nvp(
     event_shape: tuple[int, ...],
     depth: int,
@@ -57,12 +67,19 @@ def real_nvp(
     transformer: Transformer = affine,
     context_dim: int | None = None,
     seed: int = 0,
-    conditioner: Callable[..., Conditioner] = mlp,
+    conditioner: Callable[..., MakeConditioner] = mlp,
 ) -> Flow:
     """A stack of coupling layers with fully connected or convolutional conditioners.
 
     Layers come in pairs: the second one transforms what the first one passed, so that two layers
     reach every entry. Dinh, Sohl-Dickstein and Bengio (2016), https://arxiv.org/abs/1605.08803.
+    Both directions cost one pass of each conditioner, so that the cheap direction is the
+    transformer's (`Transformer.cheap`).
+
+    >>> flow = real_nvp((6,), 4, hidden=(8,))
+    >>> params = flow.init(jax.random.key(0), jnp.zeros(6))
+    >>> flow.apply(params, jnp.zeros((5, 6)))[1].shape
+    (5,)
 
     Args:
       event_shape: shape of the event, of two entries or more.
@@ -79,7 +96,9 @@ def real_nvp(
       A flow on events of the given shape.
 
     Raises:
-      ValueError: if the mask is unknown or does not split the event, or depth is negative.
+      ValueError: if the mask is unknown or does not split the event, if depth is negative or the
+        widths are not positive, or the conditioner is autoregressive; from the flow's functions, if
+        the input, the context or the parameters have the wrong shapes.
     """
     event_shape = tuple(event_shape)
     size = int(np.prod(event_shape))
@@ -92,7 +111,7 @@ def real_nvp(
             lambda mask: _couple_in_place(mask, network, transformer),
             depth,
             passing,
-            max_unroll=MAX_UNROLL,
+            scan_cost="low",
         )
         return flatten(stack, event_shape)
     layer = _couple_halves(size // 2, network, transformer)
@@ -104,7 +123,7 @@ def real_nvp(
     steps = np.stack([np.argsort(a)[b] for a, b in zip(orders, orders[1:], strict=False)])
     constants = steps[:-1], np.argsort(steps[:-1])
     stack = repeat(
-        lambda orders: chain(permute_by(*orders), layer), depth, constants, max_unroll=MAX_UNROLL
+        lambda orders: chain(permute_by(*orders), layer), depth, constants, scan_cost="low"
     )
     return flatten(chain(stack, permute(steps[-1])), event_shape)
 
@@ -133,51 +152,60 @@ def _passing(
     return passing
 
 
-def _sees_whole_event(conditioner: Conditioner, transformer: Transformer, size: int) -> bool:
-    return getattr(conditioner(transformer.num_params, size), "sees_whole_event", False)
+def _sees_whole_event(conditioner: MakeConditioner, transformer: Transformer, size: int) -> bool:
+    kind = conditioner(transformer.num_params, size).kind
+    if kind == "autoregressive":
+        raise ValueError(
+            "coupling: expected a conditioner for coupling layers, as mlp(...) or convnet(...); "
+            "got an autoregressive one"
+        )
+    return kind == "whole"
 
 
 def _couple_in_place(
-    mask: np.ndarray | Array, conditioner: Conditioner, transformer: Transformer
+    mask: np.ndarray | Array, conditioner: MakeConditioner, transformer: Transformer
 ) -> Flow:
     """A coupling on vectors, whose mask may be traced, by a conditioner of the whole event."""
 
-    def network(x: Array):
-        return pure(conditioner(transformer.num_params, x.shape[-1]))
+    def network(x: Array) -> Conditioner:
+        return conditioner(transformer.num_params, x.shape[-1])
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
-        return network(x)[0](key, jnp.where(mask, x, 0), context)
+        return network(x).init(key, jnp.where(match_rank(mask, x.ndim), x, 0), context)
 
     def couple(transform) -> TransformFn:
         def fn(params: Params, x: Array, context: Array | None = None):
-            passing, rest = jnp.where(mask, x, 0), jnp.where(mask, 0, x)
-            raw = network(x)[1](params, passing, context)
+            passes = match_rank(mask, x.ndim)
+            passing, rest = jnp.where(passes, x, 0), jnp.where(passes, 0, x)
+            raw = network(x).apply(params, passing, context)
             rest, log_det = transform(raw, rest)
-            return jnp.where(mask, x, rest), jnp.where(mask, 0, log_det).sum(-1)
+            return jnp.where(passes, x, rest), jnp.where(passes, 0, log_det).sum(-1)
 
         return fn
 
     return Flow(init, couple(transformer.apply), couple(transformer.inverse))
 
 
-def _couple_halves(num_passing: int, conditioner: Conditioner, transformer: Transformer) -> Flow:
+def _couple_halves(
+    num_passing: int, conditioner: MakeConditioner, transformer: Transformer
+) -> Flow:
     """A coupling on vectors whose first `num_passing` entries pass unchanged.
 
     It is computed with entries as the first axis and the batch as the last, which is faster on a
     CPU; the transposes of one layer and the next cancel (docs/performance.md).
     """
 
-    def network(x: Array):
-        return pure(conditioner(transformer.num_params, x.shape[-1] - num_passing))
+    def network(x: Array) -> Conditioner:
+        return conditioner(transformer.num_params, x.shape[-1] - num_passing)
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
-        return network(x)[0](key, x[..., :num_passing], context)
+        return network(x).init(key, x[..., :num_passing], context)
 
     def couple(transform) -> TransformFn:
         def fn(params: Params, x: Array, context: Array | None = None):
             batch_shape = x.shape[:-1]
             passing, rest = jnp.split(jnp.moveaxis(x, -1, 0), [num_passing])
-            raw = network(x)[1](params, jnp.moveaxis(passing, 0, -1), context)
+            raw = network(x).apply(params, jnp.moveaxis(passing, 0, -1), context)
             raw = jnp.moveaxis(raw, (-1, -2), (0, 1))
             # Elementwise in whatever is not the parameters' axis, the last but one.
             rest, log_det = transform(raw.reshape(*raw.shape[:2], -1), rest.reshape(len(rest), -1))

@@ -49,9 +49,9 @@ def hidden_degrees(size: int, event_size: int, *, lowest: int = 1) -> np.ndarray
     """Degrees of a MADE's hidden layer, in ascending order.
 
     A unit of degree m sees the inputs 1..m. Germain et al. (2015), eq. 8,
-    https://arxiv.org/abs/1502.03509, with the degrees spread evenly rather than drawn. In wide
-    layers each half of the units has half of the degrees, so that they split into two blocks of one
-    width.
+    https://arxiv.org/abs/1502.03509, with the degrees spread evenly rather than drawn. A layer with
+    two units a degree or more gives half of its units the lower half of the degrees and the other
+    half the upper one, so that a masked product splits into two blocks of equal width.
 
     Args:
       size: number of hidden units.
@@ -62,7 +62,7 @@ def hidden_degrees(size: int, event_size: int, *, lowest: int = 1) -> np.ndarray
       Integers `[size]` between min(lowest, D - 1) and D - 1.
     """
     degrees = np.arange(min(lowest, event_size - 1), event_size)
-    if size < max(256, 2 * len(degrees)) or len(degrees) == 1:
+    if size < 2 * len(degrees) or len(degrees) == 1:
         return _spread(degrees, size)
     low, high = np.array_split(degrees, 2)
     return np.concatenate([_spread(low, size // 2), _spread(high, size - size // 2)])

@@ -5,9 +5,11 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow
 
 
+@constructor
 def permute(order: np.ndarray | Array) -> Flow:
     """y_i = x_order[i] on vectors `[..., D]`.
 
@@ -25,6 +27,7 @@ def permute(order: np.ndarray | Array) -> Flow:
     return permute_by(order, np.argsort(order))
 
 
+@constructor
 def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> Flow:
     """`permute` with the inverse given, so that a traced order needs no sorting; trusts both."""
 
@@ -42,6 +45,7 @@ def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> 
     return _reorder(lambda x: take(x, order), lambda y: take(y, inverse_order))
 
 
+@constructor
 def reverse() -> Flow:
     """y_i = x_{D-1-i} on vectors `[..., D]`."""
 

@@ -7,13 +7,14 @@ identity, or close to it, so that a layer whose conditioner starts at zero start
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from led_jax.numerics import log_sigmoid, softplus
+from led_jax.descriptions import constructor, describe, register
+from led_jax.numerics import log_sigmoid, match_rank, softplus, widened
 
 # Bounds |log scale| of `affine`: a layer scales by at most e^3, whatever its network emits.
 _MAX_LOG_SCALE = 3.0
@@ -27,19 +28,30 @@ _MIN_SLOPE = 1e-3
 _SLOPE_BIAS = math.log(math.expm1(1 - _MIN_SLOPE))
 
 
-class Transformer(NamedTuple):
+class _Transformer(NamedTuple):
+    num_params: int
+    apply: Callable[[Array, Array], tuple[Array, Array]]
+    inverse: Callable[[Array, Array], tuple[Array, Array]]
+    cheap: Literal["apply", "inverse", "both"]
+
+    __repr__ = describe
+
+
+class Transformer(_Transformer):
     """An elementwise monotone map and its inverse.
+
+    The class derives from the tuple so that a transformer may have a `__doc__` of its own, which
+    `help` shows.
 
     Attributes:
       num_params: number P of parameters for each entry.
       apply: `(raw, x) -> (y, log_det)` for raw `[..., P, D]` and x `[..., D]`; log_det is
         elementwise, `[..., D]`.
       inverse: `(raw, y) -> (x, log_det)`, with the log-derivative of the inverse.
+      cheap: the direction that has a closed form, "apply" or "inverse", where the other one is a
+        search for a root; or "both". A density that mostly scores wants its flow's `inverse` cheap,
+        one that mostly samples `apply`; `flows.invert` exchanges them.
     """
-
-    num_params: int
-    apply: Callable[[Array, Array], tuple[Array, Array]]
-    inverse: Callable[[Array, Array], tuple[Array, Array]]
 
 
 def _split(raw: Array) -> tuple[Array, Array]:
@@ -56,8 +68,10 @@ def _additive_inverse(raw: Array, y: Array) -> tuple[Array, Array]:
     return x, jnp.zeros_like(x)
 
 
-additive = Transformer(1, _additive_apply, _additive_inverse)
-"""y = x + t. NICE: Dinh, Krueger and Bengio (2014), eq. 9, https://arxiv.org/abs/1410.8516."""
+additive = register("additive", Transformer(1, _additive_apply, _additive_inverse, cheap="both"))
+additive.__doc__ = (
+    """y = x + t. NICE: Dinh, Krueger and Bengio (2014), eq. 9, https://arxiv.org/abs/1410.8516."""
+)
 
 
 def _bounded_log_scale(raw: Array) -> Array:
@@ -78,13 +92,14 @@ def _affine_inverse(raw: Array, y: Array) -> tuple[Array, Array]:
     return x, jnp.broadcast_to(-log_scale, x.shape)
 
 
-affine = Transformer(2, _affine_apply, _affine_inverse)
-"""y = x e^s + t, with s = 3 tanh(raw / 3).
+affine = register("affine", Transformer(2, _affine_apply, _affine_inverse, cheap="both"))
+affine.__doc__ = """y = x e^s + t, with s = 3 tanh(raw / 3).
 
 Real NVP: Dinh, Sohl-Dickstein and Bengio (2016), eq. 7, https://arxiv.org/abs/1605.08803.
 """
 
 
+@constructor
 def gate(bias: float) -> Transformer:
     """y = s x + (1 - s) m, with s = sigmoid(max(raw + bias, -20)).
 
@@ -104,11 +119,13 @@ def gate(bias: float) -> Transformer:
         x = mean + (y - mean) * (1 + jnp.exp(-logit))
         return x, jnp.broadcast_to(-log_sigmoid(logit), x.shape)
 
-    return Transformer(2, apply, inverse)
+    return Transformer(2, apply, inverse, cheap="both")
 
 
-gated = gate(1.5)
-"""`gate` with a bias of 1.5, in the middle of what Kingma et al. (2016) recommend."""
+gated = register("gated", gate(1.5))
+gated.__doc__ = (
+    """`gate` with a bias of 1.5, in the middle of what Kingma et al. (2016) recommend."""
+)
 
 
 class _Bin(NamedTuple):
@@ -136,6 +153,7 @@ class _Bin(NamedTuple):
         return 2 * jnp.log(chord / (chord + self.bend * between)) + jnp.log(ends)
 
 
+@constructor
 def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
     """A monotone rational-quadratic spline, with the identity outside its interval.
 
@@ -210,9 +228,11 @@ def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
         x = jnp.where(is_inside(y), bin.x + bin.width * t, y)
         return x, jnp.where(is_inside(y), -bin.log_slope(t), 0)
 
-    return Transformer(num_params, _in_float32(apply), _in_float32(_implicit_inverse(apply, solve)))
+    inverse = _implicit_inverse(apply, solve)
+    return Transformer(num_params, _in_float32(apply), _in_float32(inverse), cheap="both")
 
 
+@constructor
 def sigmoid_mixture(num_units: int = 8) -> Transformer:
     """y = logit(sum_j w_j sigmoid(a_j x + b_j)), with w = softmax(raw), a = e^(3 tanh(raw / 3)).
 
@@ -235,7 +255,8 @@ def sigmoid_mixture(num_units: int = 8) -> Transformer:
             raw[..., i * num_units : (i + 1) * num_units, :] for i in range(3)
         )
         spread = (2 * jnp.arange(num_units, dtype=raw.dtype)[:, None] + 1) / num_units - 1
-        return jax.nn.log_softmax(logits, -2), _bounded_log_scale(log_scale), shift + spread
+        shift = shift + match_rank(spread, raw.ndim)
+        return jax.nn.log_softmax(logits, -2), _bounded_log_scale(log_scale), shift
 
     def apply(raw: Array, x: Array) -> tuple[Array, Array]:
         log_weight, log_scale, shift = split(raw)
@@ -257,9 +278,8 @@ def sigmoid_mixture(num_units: int = 8) -> Transformer:
         x = _bracketed_root(functools.partial(apply, raw), y, points.min(-2), points.max(-2))
         return x, -apply(raw, x)[1]
 
-    return Transformer(
-        3 * num_units, _in_float32(apply), _in_float32(_implicit_inverse(apply, solve))
-    )
+    inverse = _implicit_inverse(apply, solve)
+    return Transformer(3 * num_units, _in_float32(apply), _in_float32(inverse), cheap="apply")
 
 
 def _bracketed_root(
@@ -302,8 +322,7 @@ def _in_float32(
     """`transform` computed in float32 where its input is narrower, because sums need the bits."""
 
     def wide(raw: Array, x: Array) -> tuple[Array, Array]:
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        y, log_det = transform(raw.astype(dtype), x.astype(dtype))
+        y, log_det = transform(widened(raw), widened(x))
         return y.astype(x.dtype), log_det.astype(x.dtype)
 
     return wide
@@ -336,8 +355,8 @@ def _implicit_inverse(
     return inverse
 
 
-rational_quadratic = spline()
-"""`spline` with 8 bins on [-5, 5] and linear tails."""
+rational_quadratic = register("rational_quadratic", spline())
+rational_quadratic.__doc__ = """`spline` with 8 bins on [-5, 5] and linear tails."""
 
-deep_sigmoid = sigmoid_mixture()
-"""`sigmoid_mixture` of 8 units."""
+deep_sigmoid = register("deep_sigmoid", sigmoid_mixture())
+deep_sigmoid.__doc__ = """`sigmoid_mixture` of 8 units."""

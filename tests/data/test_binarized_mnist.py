@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from led_jax.data import binarized_mnist, load
+from led_jax.data import binarized_mnist, cast, load
 
 SPLITS = ("train", "valid", "test")
 CACHE = "binarized_mnist_packed.npz"
@@ -56,7 +56,7 @@ def publish(monkeypatch, directory, write_amat, seed, sizes=(5, 3, 2)):
 
 def assert_holds(dataset, rows):
     assert dataset.name == "binarized_mnist" and dataset.image_shape == (28, 28)
-    assert not dataset.dynamic
+    assert dataset.prepare is cast
     for split in SPLITS:
         assert getattr(dataset, split).dtype == np.uint8
         np.testing.assert_array_equal(getattr(dataset, split), rows[split])

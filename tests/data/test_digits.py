@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from led_jax.data import load
+from led_jax.data import binarize, cast, load
 
 SPLITS = ("train", "valid", "test")
 
@@ -18,7 +18,7 @@ def packed_sha256(dataset) -> str:
 
 def test_default_is_digits_with_golden_content():
     dataset = load()
-    assert dataset.name == "digits" and dataset.image_shape == (8, 8) and not dataset.dynamic
+    assert dataset.name == "digits" and dataset.image_shape == (8, 8) and dataset.prepare is cast
     assert [getattr(dataset, split).shape for split in SPLITS] == [(1297, 64), (250, 64), (250, 64)]
     for split in SPLITS:
         values = getattr(dataset, split)
@@ -55,7 +55,7 @@ def test_train_images_are_scikit_learns_and_the_same_for_every_seed():
 
 def test_dynamic_keeps_grey_levels_in_train_alone():
     static, dynamic = load(), load(binarize="dynamic")
-    assert dynamic.dynamic and dynamic.train.dtype == np.uint8
+    assert dynamic.prepare is binarize and dynamic.train.dtype == np.uint8
     levels = np.unique(dynamic.train)
     np.testing.assert_array_equal(levels, [(510 * v + 16) // 32 for v in range(17)])
     assert levels[0] == 0 and levels[-1] == 255

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from led_jax.data import load, tfds
+from led_jax.data import binarize, cast, load, tfds
 
 SPLITS = ("train", "valid", "test")
 
@@ -44,7 +44,7 @@ def test_static_draw_is_seeded_and_dynamic_changes_train_only():
     images = {"train": levels(200), "test": levels(20, seed=1)}
     static, again, other = (tfds.from_images("toy", images, seed=seed) for seed in (0, 0, 1))
     dynamic = tfds.from_images("toy", images, dynamic=True)
-    assert dynamic.dynamic and not static.dynamic
+    assert dynamic.prepare is binarize and static.prepare is cast
     np.testing.assert_array_equal(dynamic.train, images["train"][:180])
     for split in SPLITS:
         draw = getattr(static, split)

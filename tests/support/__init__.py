@@ -26,6 +26,12 @@ def randomise(params, scale=0.3, seed=7):
     return jax.tree.map(add_noise, params)
 
 
+def random_params(init, *args, scale=0.3):
+    """Noise in the shapes of fresh parameters, whose own values would take compiling."""
+    shapes = jax.eval_shape(init, KEY, *args)
+    return randomise(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), scale)
+
+
 def normal(shape, seed=1, dtype=None):
     """Reproducible normal numbers, of the default float dtype."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype or float)

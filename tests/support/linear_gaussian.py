@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from led_jax import LED, densities, flows, networks
+from led_jax import LED, decoders, densities, encoders, flows, likelihoods
 
 W = np.array([[1.0, 0.5, -0.5], [0.3, -0.9, -0.3]])
 B = np.array([0.2, -0.4, 1.0])
@@ -22,10 +22,10 @@ M, T = np.array([0.5, -1.0]), np.array([1.2, 0.8])
 C, D = np.array([0.3, -0.2]), np.array([0.4, -0.7])
 
 LED_MODEL = LED(
-    networks.gaussian_encoder(nn.Dense(4), 2),
+    encoders.gaussian_encoder(nn.Dense(4), 2),
     flows.actnorm(),
     densities.transformed(densities.standard_normal((2,)), flows.actnorm()),
-    networks.gaussian_decoder(nn.Dense(3), S),
+    decoders.decoder(likelihoods.gaussian(S), nn.Dense(3)),
 )
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from led_jax.data.binarize import bernoulli, random_words
+from led_jax.data.draws import bernoulli, random_words
 
 
 def test_golden_words():

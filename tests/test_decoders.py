@@ -1,0 +1,190 @@
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from support import KEY, normal, random_params
+
+from led_jax import Likelihood, decoders, likelihoods
+
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
+
+
+def test_bernoulli_decoder(x64):
+    decoder = decoders.decoder(likelihoods.bernoulli(), nn.Dense(6))
+    z = 3 * normal((4, 2))
+    params = random_params(decoder.init, z, scale=1.0)
+    probability = decoder.mean(params, z)
+    logits = z @ params["kernel"] + params["bias"]
+    np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits)), rtol=1e-9)
+    x = jax.random.bernoulli(KEY, 0.5, (4, 6)).astype(float)
+    expected = scipy.stats.bernoulli.logpmf(x, probability).sum(-1)
+    np.testing.assert_allclose(decoder.log_prob(params, z, x), expected, rtol=1e-9)
+
+    draws = decoder.sample(params, KEY, jnp.broadcast_to(z, (4000, *z.shape)))
+    assert set(np.unique(draws)) == {0, 1} and draws.dtype == z.dtype
+    error = np.abs(draws.mean(0) - probability) / np.sqrt(probability * (1 - probability) / 4000)
+    assert error.max() < 4.5
+
+
+def test_bernoulli_decoder_is_finite_at_extreme_logits():
+    decoder = decoders.decoder(likelihoods.bernoulli(), nn.Dense(2))
+    params = {"kernel": 1e4 * jnp.eye(2), "bias": jnp.zeros(2)}
+    z, x = jnp.array([[1.0, -1.0], [1.0, -1.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    value = decoder.log_prob(params, z, x)
+    np.testing.assert_allclose(value, [0, -2e4])
+    gradient = jax.grad(lambda p: decoder.log_prob(p, z, x).sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_gaussian_decoder(x64):
+    decoder = decoders.decoder(likelihoods.gaussian(0.4), nn.Dense(3))
+    z, x = normal((5, 2)), normal((5, 3), seed=4)
+    params = random_params(decoder.init, z)
+    mean = z @ params["kernel"] + params["bias"]
+    np.testing.assert_allclose(decoder.mean(params, z), mean)
+    expected = scipy.stats.norm.logpdf(x, mean, 0.4).sum(-1)
+    np.testing.assert_allclose(decoder.log_prob(params, z, x), expected)
+    draws = decoder.sample(params, KEY, jnp.broadcast_to(z, (2000, *z.shape)))
+    standard = ((draws - mean) / 0.4).ravel()
+    assert scipy.stats.kstest(np.asarray(standard), scipy.stats.norm.cdf).pvalue > 1e-3
+
+
+def test_samples_of_z_broadcast_against_x():
+    decoder = decoders.mlp_decoder(6, (4,))
+    z, x = normal((7, 5, 2)), jnp.ones((5, 6))
+    params = random_params(decoder.init, z)
+    actual = decoder.log_prob(params, z, x)
+    expected = jnp.stack([decoder.log_prob(params, z[k], x) for k in range(7)])
+    assert actual.shape == (7, 5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def poisson():
+    """Counts with a rate of e^raw."""
+
+    def log_prob(raw, x):
+        return x * raw[..., 0, :] - jnp.exp(raw[..., 0, :]) - jax.lax.lgamma(x + 1.0)
+
+    def mean(raw):
+        return jnp.exp(raw[..., 0, :])
+
+    def sample(key, raw):
+        return jax.random.poisson(key, mean(raw)).astype(raw.dtype)
+
+    return Likelihood(1, log_prob, mean, sample)
+
+
+def scaled_gaussian():
+    """A normal whose mean and log-deviation the network emits."""
+
+    def log_prob(raw, x):
+        mean, log_std = raw[..., 0, :], jnp.tanh(raw[..., 1, :]) / 2
+        return jax.scipy.stats.norm.logpdf(x, mean, jnp.exp(log_std))
+
+    def sample(key, raw):
+        mean, log_std = raw[..., 0, :], jnp.tanh(raw[..., 1, :]) / 2
+        return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
+
+    return Likelihood(2, log_prob, lambda raw: raw[..., 0, :], sample)
+
+
+SHAPE = (1, 2)
+NETWORKS = {
+    "mlp": lambda likelihood: decoders.mlp_decoder(2, (4,), likelihood=likelihood),
+    "resconv": lambda likelihood: decoders.resconv_decoder(SHAPE, (2,), 4, likelihood=likelihood),
+    "spatial": lambda likelihood: decoders.spatial_decoder(
+        SHAPE, (1, 1, 2), (2,), likelihood=likelihood
+    ),
+}
+Z_SHAPES = {"mlp": (2,), "resconv": (2,), "spatial": (1, 1, 2)}
+# Each with all values of an entry that have mass, and what they weigh in a sum.
+LIKELIHOODS = {
+    "bernoulli": (likelihoods.bernoulli, np.arange(2.0), 1),
+    "poisson": (poisson, np.arange(40.0), 1),
+    "gaussian": (lambda: likelihoods.gaussian(0.7), np.linspace(-9, 9, 91), 0.2),
+    "scaled": (scaled_gaussian, np.linspace(-15, 15, 151), 0.2),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_every_likelihood_under_every_network_is_normalised(x64, name, network):
+    """The sum over all x of p(x|z) is one, entries are independent, and the mean is the mean."""
+    make, values, weight = LIKELIHOODS[name]
+    decoder = NETWORKS[network](make())
+    z = normal((2, *Z_SHAPES[network]))
+    params = random_params(decoder.init, z, scale=0.2)
+    x = np.array(list(itertools.product(values, repeat=2)))
+    rows = jnp.broadcast_to(z, (2000, *z.shape))
+
+    @jax.jit
+    def compute(params):
+        log_prob = decoder.log_prob(params, z[:, None], x)
+        return log_prob, decoder.mean(params, z), decoder.sample(params, KEY, rows)
+
+    log_prob, mean, draws = map(np.asarray, compute(params))
+    assert log_prob.shape == (2, len(x)) and mean.shape == (2, 2) and draws.shape == (2000, 2, 2)
+    probability = np.exp(log_prob) * weight**2
+    np.testing.assert_allclose(probability.sum(1), 1, atol=1e-5)
+    assert np.abs(mean[0] - mean[1]).max() > 1e-3
+    np.testing.assert_allclose(probability @ x, mean, atol=1e-4)
+    std = np.sqrt(np.maximum(probability @ x**2 - mean**2, 0))
+    assert np.max(np.abs(draws.mean(0) - mean) / std) < 4.5 / np.sqrt(2000)
+    np.testing.assert_allclose(draws.std(0), std, rtol=0.15)
+
+
+@pytest.mark.parametrize("network", ["resconv", "spatial"])
+def test_several_outputs_a_pixel_come_in_the_order_that_a_likelihood_reads(network):
+    """The last layer's bias is a number for each output of a pixel: 3 for means, -1 for scales."""
+    decoder = NETWORKS[network](scaled_gaussian())
+    z = normal((5, *Z_SHAPES[network]))
+    params = random_params(decoder.init, z, scale=0.0)
+    params["ResBlock_0"]["Conv_1"]["bias"] = jnp.array([3.0, -1.0])
+    x = normal((5, 2), seed=4)
+    mean, log_prob = jax.jit(lambda p: (decoder.mean(p, z), decoder.log_prob(p, z, x)))(params)
+    np.testing.assert_allclose(mean, np.full((5, 2), 3.0))
+    expected = scipy.stats.norm.logpdf(x, 3, np.exp(np.tanh(-1) / 2)).sum(-1)
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5)
+
+
+def test_wrong_widths():
+    for likelihood in (likelihoods.bernoulli(), likelihoods.gaussian(1.0)):
+        decoder = decoders.decoder(likelihood, nn.Dense(6))
+        params = decoder.init(KEY, normal((2,)))
+        for shape in ((3, 5), (3, 1), ()):
+            with pytest.raises(ValueError, match=r"expected x of shape \[\.\.\., 6\], got \("):
+                decoder.log_prob(params, normal((3, 2)), jnp.zeros(shape))
+    decoder = decoders.decoder(scaled_gaussian(), nn.Dense(5))
+    params = decoder.init(KEY, normal((2,)))
+    with pytest.raises(ValueError, match="takes 2 outputs an entry, but the network has 5"):
+        decoder.mean(params, normal((2,)))
+
+
+@pytest.mark.parametrize("name", ["mlp", "resconv"])
+def test_a_context_is_read_and_broadcasts_against_z_and_x(name):
+    decoder = NETWORKS[name](likelihoods.bernoulli())
+    z, context, x = normal((7, 4, 2)), normal((4, 5), seed=2), jnp.ones((4, 2))
+    params = random_params(decoder.init, z[0], context)
+
+    @jax.jit
+    def log_probs(params, z, x, context):
+        whole = jnp.broadcast_to(x, (7, 4, 2)), jnp.broadcast_to(context, (7, 4, 5))
+        cases = (x, context), whole, (x, context[::-1])
+        return [decoder.log_prob(params, z, *args) for args in cases]
+
+    actual, expected, other = log_probs(params, z, x, context)
+    assert actual.shape == (7, 4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+    assert np.all(np.abs(actual - other) > 1e-6)
+    assert jax.eval_shape(decoder.mean, params, z, context).shape == (7, 4, 2)
+    assert jax.eval_shape(decoder.sample, params, KEY, z, context).shape == (7, 4, 2)
+
+
+def test_without_fully_connected_layers_no_context_is_read():
+    decoder = NETWORKS["spatial"](likelihoods.bernoulli())
+    with pytest.raises(ValueError, match=r"decoder: .* no context, got one of shape \(2, 3\)"):
+        decoder.init(KEY, normal((2, 1, 1, 2)), normal((2, 3)))

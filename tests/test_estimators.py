@@ -1,0 +1,319 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import KEY, normal, random_params
+from support.linear_gaussian import LED_MODEL, MARGINAL_COV, MARGINAL_MEAN, M, T, Truth, data
+
+from led_jax import LED, decoders, densities, encoders, estimators, flows
+
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
+
+OFF = {"shift": 0.3, "spread": 1.3}  # Wider than the exact posterior: weights of finite variance.
+
+
+def test_importance_weighted_bound_rises_from_the_elbo_to_the_marginal(x64):
+    truth, x = Truth(**OFF), data(1)
+    rows = np.broadcast_to(x, (20_000, 3))
+    bound = jax.jit(estimators.importance_weighted_bound, static_argnums=(0, 4))
+    means, errors = [], []
+    for k in (1, 2, 8, 64):
+        draws = bound(LED_MODEL, truth.params, KEY, rows, k)
+        assert draws.shape == (20_000,)
+        means.append(draws.mean())
+        errors.append(draws.std() / math.sqrt(20_000))
+    assert abs(means[0] - truth.elbo(x)[0]) < 4 * errors[0]
+    assert np.all(np.diff(means) > 4 * np.maximum(errors[1:], errors[:-1]))
+    assert means[-1] < truth.log_marginal(x) + 4 * errors[-1]
+    assert truth.log_marginal(x) - means[-1] < 0.05
+
+
+def test_importance_weighted_bound_is_exact_with_the_exact_posterior(x64):
+    truth, x = Truth(), data(5)
+    for k in (1, 7):
+        actual = estimators.importance_weighted_bound(LED_MODEL, truth.params, KEY, x, k)
+        np.testing.assert_allclose(actual, truth.log_marginal(x), rtol=1e-10)
+
+
+def test_nll_is_the_exact_marginal_within_its_error(x64):
+    truth, x = Truth(**OFF), data(11)
+    exact = -truth.log_marginal(x)
+    scores = []
+    for seed in range(20):
+        estimate = estimators.nll(
+            LED_MODEL,
+            truth.params,
+            jax.random.key(seed),
+            x,
+            2000,
+            batch_size=4,
+            samples_per_chunk=500,
+        )
+        scores.append((estimate.nll - exact.mean()) / estimate.monte_carlo_error)
+        assert estimate.nll < -estimate.elbo
+    # Standard normal scores: each within 3 and a bit, and a spread of about one.
+    assert np.abs(scores[0]) < 3 and np.max(np.abs(scores)) < 4
+    assert 0.6 < np.sqrt(np.mean(np.square(scores))) < 1.5
+    np.testing.assert_allclose(estimate.per_example, exact, atol=0.2)
+    assert estimate.per_example.shape == (11,)
+    np.testing.assert_allclose(estimate.nll, estimate.per_example.mean(), rtol=1e-12)
+    spread = estimate.per_example.std() / math.sqrt(11)
+    np.testing.assert_allclose(estimate.standard_error, spread, rtol=1e-12)
+    assert estimate.elbo == pytest.approx(truth.elbo(x).mean(), abs=0.05)
+    assert {type(v) for v in estimate[:4]} == {float}
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    n=st.integers(1, 5),
+    batch_size=st.integers(1, 6),
+    num_samples=st.integers(1, 12),
+    samples_per_chunk=st.integers(1, 13),
+)
+def test_nll_is_exact_with_the_exact_posterior_whatever_the_sizes(
+    n, batch_size, num_samples, samples_per_chunk
+):
+    """All weights are equal, so a row or a sample too many or too few would show."""
+    truth = Truth()
+    x = data(n)
+    rows = []
+    estimate = estimators.nll(
+        LED_MODEL,
+        truth.params,
+        KEY,
+        x,
+        num_samples,
+        batch_size=batch_size,
+        samples_per_chunk=samples_per_chunk,
+        progress=rows.append,
+    )
+    np.testing.assert_allclose(estimate.per_example, -truth.log_marginal(x), rtol=2e-5)
+    assert estimate.elbo == pytest.approx(truth.log_marginal(x).mean(), rel=2e-5)
+    assert estimate.monte_carlo_error < 1e-3
+    assert sum(rows) == n
+
+
+def test_rows_that_fill_up_the_last_batch_do_not_count(x64):
+    truth, x = Truth(**OFF), data(7)
+
+    def nll(x):
+        return estimators.nll(
+            LED_MODEL, truth.params, KEY, x, 60, batch_size=3, samples_per_chunk=25
+        )
+
+    whole, part = nll(x), nll(x[:6])
+    np.testing.assert_array_equal(whole.per_example[:6], part.per_example)
+    assert whole.per_example.shape == (7,)
+    np.testing.assert_allclose(whole.nll * 7 - part.nll * 6, whole.per_example[6], rtol=1e-9)
+    assert whole.elbo * 7 - part.elbo * 6 == pytest.approx(Truth(**OFF).elbo(x[6]), abs=1.5)
+    # A JAX array of rows will do as well.
+    np.testing.assert_array_equal(nll(jnp.asarray(x)).per_example, whole.per_example)
+
+
+def test_chunks_only_bound_memory():
+    """The same weights in other chunks: draws differ, the estimate stays within its error."""
+    truth, x = Truth(**OFF), data(5)
+    estimates = [
+        estimators.nll(LED_MODEL, truth.params, KEY, x, 3000, samples_per_chunk=chunk)
+        for chunk in (3000, 50)
+    ]
+    error = math.hypot(*(e.monte_carlo_error for e in estimates))
+    assert 0 < abs(estimates[0].nll - estimates[1].nll) < 3.5 * error
+
+
+def test_monte_carlo_error_falls_with_the_root_of_the_samples():
+    truth, x = Truth(**OFF), data(20)
+    few, many = (
+        estimators.nll(LED_MODEL, truth.params, KEY, x, k, batch_size=20).monte_carlo_error
+        for k in (400, 40_000)
+    )
+    assert 7 < few / many < 14
+
+
+def test_streaming_agrees_with_one_logsumexp(x64):
+    """Weights that span hundreds of nats, which a sum without offsets would lose."""
+    truth, x = Truth(shift=15.0, spread=0.5), data(3)
+    estimate = estimators.nll(
+        LED_MODEL, truth.params, KEY, x, 40, batch_size=3, samples_per_chunk=10
+    )
+    key = jax.random.fold_in(KEY, 0)
+    log_weights = np.concatenate(
+        [LED_MODEL.elbo(truth.params, jax.random.fold_in(key, i), x, (10,)).bound for i in range(4)]
+    )
+    expected = -jax.nn.logsumexp(log_weights, axis=0) + math.log(40)
+    assert np.ptp(log_weights) > 100
+    np.testing.assert_allclose(estimate.per_example, expected, rtol=1e-9)
+    weights = np.exp(log_weights - log_weights.max(0))
+    variance = weights.var(0) / weights.mean(0) ** 2 / 40
+    np.testing.assert_allclose(estimate.monte_carlo_error, np.sqrt(variance.sum()) / 3, rtol=1e-9)
+    np.testing.assert_allclose(estimate.elbo, log_weights.mean(), rtol=1e-9)
+
+
+def test_the_same_key_gives_the_same_estimate_and_program():
+    truth, x = Truth(**OFF), data(6)
+    calls = []
+
+    def apply(params, x):
+        calls.append(x.shape)
+        return LED_MODEL.encoder.apply(params, x)
+
+    led = LED_MODEL._replace(encoder=LED_MODEL.encoder._replace(apply=apply))
+    estimates = [
+        estimators.nll(led, truth.params, jax.random.key(seed), x, 20, batch_size=3)
+        for seed in (1, 1, 2)
+    ]
+    assert set(calls) == {(3, 3)} and len(calls) <= 2
+    np.testing.assert_array_equal(estimates[0].per_example, estimates[1].per_example)
+    assert np.all(estimates[0].per_example != estimates[2].per_example)
+
+
+@pytest.mark.parametrize(
+    "rows,sizes,given",
+    [
+        (0, {}, "0 rows"),
+        (2, {"num_samples": 0}, "num_samples=0"),
+        (2, {"batch_size": 0}, "batch_size=0"),
+        (2, {"samples_per_chunk": -3}, "samples_per_chunk=-3"),
+    ],
+)
+def test_nll_of_nothing(rows, sizes, given):
+    with pytest.raises(ValueError, match=f"at least one row and positive sizes, got .*{given}"):
+        estimators.nll(LED_MODEL, Truth().params, KEY, data(rows), **sizes)
+
+
+def test_a_bound_of_no_samples():
+    with pytest.raises(ValueError, match="num_samples of 1 or more, got 0"):
+        estimators.importance_weighted_bound(LED_MODEL, Truth().params, KEY, data(2), 0)
+
+
+def mixture_log_prob(truth, z, x):
+    """The aggregated posterior of rows x, component by component."""
+    parts = [scipy.stats.multivariate_normal(m, np.diag(truth.std**2)) for m in truth.mean(x)]
+    return scipy.special.logsumexp([part.logpdf(z) for part in parts], axis=0) - np.log(len(x))
+
+
+def test_aggregated_posterior_is_the_whole_mixture(x64):
+    truth, x = Truth(**OFF), data(70)
+    z = np.concatenate([truth.mean(x[:9]), 3 * normal((70, 2))])
+    encoding = estimators.encode_all(LED_MODEL, truth.params, x, batch_size=30)
+    actual = estimators.aggregated_posterior_log_prob(LED_MODEL, truth.params, z, encoding)
+    np.testing.assert_allclose(actual, mixture_log_prob(truth, z, x), rtol=1e-9)
+    # With a context, even one that the flow ignores, each pair of z and x inverts the flow.
+    pairs = encoding._replace(context=jnp.zeros((70, 1)))
+    again = estimators.aggregated_posterior_log_prob(LED_MODEL, truth.params, z, pairs)
+    np.testing.assert_allclose(again, actual, rtol=1e-9)
+
+
+def test_aggregated_posterior_of_narrow_components_far_from_the_origin():
+    """In float32, where expanded squares that are not centered would cancel to nothing."""
+    rng = np.random.default_rng(0)
+    mean, std = 100 + rng.normal(size=(500, 8)), np.exp(rng.normal(-3, 0.3, (500, 8)))
+    z = mean[:50] + std[:50] * rng.normal(size=(50, 8))
+    log_parts = scipy.stats.norm.logpdf(z[:, None], mean, std).sum(-1)
+    expected = scipy.special.logsumexp(log_parts, axis=1) - np.log(500)
+    encoding = encoders.Encoding(*(jnp.asarray(a, jnp.float32) for a in (mean, np.log(std))))
+    led, params = LED_MODEL._replace(posterior=flows.chain()), {"posterior": ()}
+    actual = estimators.aggregated_posterior_log_prob(
+        led, params, jnp.asarray(z, jnp.float32), encoding
+    )
+    np.testing.assert_allclose(actual, expected, atol=0.01)
+
+
+def test_aggregated_posterior_of_a_flow_with_context_integrates_to_one(x64):
+    led = LED(
+        encoders.mlp_encoder(2, (5,), context_dim=3),
+        flows.real_nvp((2,), 2, hidden=(5,), context_dim=3),
+        densities.standard_normal((2,)),
+        decoders.mlp_decoder(4, (5,)),
+    )
+    x = normal((6, 4))
+    params = random_params(led.init, x)
+    encoding = estimators.encode_all(led, params, x)
+    ticks = jnp.linspace(-10, 10, 150)
+    z = jnp.stack(jnp.meshgrid(ticks, ticks), -1).reshape(-1, 2)
+    q = jnp.exp(estimators.aggregated_posterior_log_prob(led, params, z, encoding))
+    np.testing.assert_allclose(q.sum() * (ticks[1] - ticks[0]) ** 2, 1, atol=1e-3)
+    # Components differ: the mixture is no single one of them.
+    single = estimators.aggregated_posterior_log_prob(
+        led, params, z, jax.tree.map(lambda leaf: leaf[:1], encoding)
+    )
+    assert jnp.abs(q - jnp.exp(single)).max() > 0.01
+
+
+def standard_scores(values, expected):
+    return (values.mean() - expected) / (values.std() / math.sqrt(len(values)))
+
+
+def test_marginal_matching_has_the_closed_forms_of_a_linear_gaussian_model():
+    truth, x = Truth(shift=0.6, spread=1.3), data(4000)
+    terms = estimators.marginal_matching(LED_MODEL, truth.params, KEY, x, 3000)
+    origin = truth.mean(np.zeros(3))
+    slope = truth.mean(np.eye(3)) - origin
+    mean = origin + MARGINAL_MEAN @ slope
+    cov = slope.T @ MARGINAL_COV @ slope + np.diag(truth.std**2)
+    log_det = np.linalg.slogdet(cov)[1]
+    information = log_det / 2 - np.log(truth.std).sum()
+    deviation = ((np.diag(cov) + (mean - M) ** 2) / T**2).sum()
+    marginal_kl = (deviation - 2 - log_det) / 2 + np.log(T).sum()
+    for values, expected in (
+        (terms.mutual_information, information),
+        (terms.marginal_kl, marginal_kl),
+    ):
+        # 4,000 rows are not the population: 0.02 nats on top of the sampling error.
+        error = values.std() / math.sqrt(3000)
+        assert abs(values.mean() - expected) < 4 * error + 0.02 < expected / 3
+    log_likelihood, log_prior, log_posterior = (term.mean() for term in truth.terms(x))
+    assert abs(standard_scores(terms.kl, log_posterior - log_prior)) < 4
+    assert abs(standard_scores(terms.log_likelihood, log_likelihood)) < 4
+    exact = estimators.marginal_matching(LED_MODEL, Truth().params, KEY, x, 3000)
+    assert exact.marginal_kl.mean() == pytest.approx(0, abs=0.02)  # q(z|x) = p(z|x), eq. 2.
+
+
+def test_marginal_matching_is_the_quadrature_of_a_small_mixture():
+    truth, x = Truth(**OFF), data(30)
+    terms = estimators.marginal_matching(LED_MODEL, truth.params, KEY, x, 4000)
+    ticks = np.linspace(-8, 8, 250)
+    z = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
+    log_q, area = mixture_log_prob(truth, z, x), (ticks[1] - ticks[0]) ** 2
+    log_p = scipy.stats.norm.logpdf(z, M, T).sum(-1)
+    marginal_kl = (np.exp(log_q) * (log_q - log_p)).sum() * area
+    conditional_entropy = scipy.stats.norm.entropy(scale=truth.std).sum()
+    information = -(np.exp(log_q) * log_q).sum() * area - conditional_entropy
+    assert abs(standard_scores(terms.marginal_kl, marginal_kl)) < 4
+    assert abs(standard_scores(terms.mutual_information, information)) < 4
+    assert terms.mutual_information.max() < math.log(30) + 1e-3
+
+
+@pytest.mark.parametrize("num_samples,samples_per_chunk", [(1, 100), (7, 3), (6, 3)])
+def test_marginal_matching_of_one_row_has_no_information(num_samples, samples_per_chunk):
+    done = []
+    terms = estimators.marginal_matching(
+        LED_MODEL,
+        Truth().params,
+        KEY,
+        data(1),
+        num_samples,
+        samples_per_chunk=samples_per_chunk,
+        progress=done.append,
+    )
+    assert all(isinstance(leaf, np.ndarray) and leaf.shape == (num_samples,) for leaf in terms)
+    np.testing.assert_allclose(terms.mutual_information, 0, atol=1e-4)
+    assert len(np.unique(terms.marginal_kl)) == num_samples == sum(done)
+
+
+@pytest.mark.parametrize(
+    "rows,sizes,given",
+    [
+        (0, {}, "0 rows"),
+        (2, {"num_samples": 0}, "num_samples=0"),
+        (2, {"samples_per_chunk": -1}, "samples_per_chunk=-1"),
+    ],
+)
+def test_marginal_matching_of_nothing(rows, sizes, given):
+    with pytest.raises(ValueError, match=f"at least one row and positive sizes, got .*{given}"):
+        estimators.marginal_matching(LED_MODEL, Truth().params, KEY, data(rows), **sizes)
