@@ -1,6 +1,8 @@
 import importlib
 import inspect
 import json
+import re
+from pathlib import Path
 
 import pytest
 from support import run_python
@@ -9,8 +11,9 @@ import led_jax
 from led_jax import data, flows
 
 PACKAGES = [led_jax, flows, data]
-MODULES = ["densities", "fit", "model", "networks", "numerics", "objectives", "training"]
-MODULES += ["checkpoints", "parallel"]
+MODULES = ["checkpoints", "decoders", "densities", "encoders", "estimators", "likelihoods"]
+MODULES += ["model", "networks", "numerics", "objectives", "priors", "sharding", "training"]
+MODULES += ["variational"]
 MODULES += [f"flows.{name}" for name in ("actnorm", "autoregressive", "base", "conditioners")]
 MODULES += [f"flows.{name}" for name in ("coupling", "masks", "permutations", "transformers")]
 
@@ -53,6 +56,18 @@ def test_flows_import_nothing_above_them():
     assert "flax" in imported
     # Importing led_jax.flows runs led_jax/__init__.py, which may load optax; flows may not.
     assert imported & HEAVY == set()
+
+
+def test_a_leds_parameters_are_taken_apart_in_one_place():
+    pattern = re.compile(r"""params\[["'](encoder|posterior|prior|decoder)["']\]""")
+    root = Path(led_jax.__file__).parents[1]
+    places = {
+        str(path.relative_to(root))
+        for package in ("led_jax", "experiments")
+        for path in (root / package).rglob("*.py")
+        if pattern.search(path.read_text())
+    }
+    assert places == {"led_jax/model.py"}
 
 
 def test_led_jax_imports_no_heavy_package():

@@ -19,7 +19,7 @@ from experiments.config import Config
 from experiments.run import run
 from led_jax.data.binarized_mnist import CACHE, PUBLISHED
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
+pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
 
 SERVER = """
 import contextlib, importlib, io, json, sys, traceback

@@ -13,7 +13,7 @@ from experiments.config import Config
 from experiments.flags import to_command
 from experiments.run import run
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
+pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
 
 TINY = Config(epochs=2, latent_dim=3, prior_depth=1, prior_hidden=(4,), nll_samples=5)
 FLAGS = to_command(TINY).split()[3:]

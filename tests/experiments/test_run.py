@@ -18,15 +18,7 @@ from led_jax import checkpoints, data, training
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
-TINY = Config(
-    epochs=6,
-    latent_dim=4,
-    prior_depth=2,
-    prior_hidden=(8,),
-    posterior_depth=1,
-    posterior_hidden=(8,),
-    nll_samples=20,
-)
+TINY = Config(epochs=6, latent_dim=4, prior_depth=1, prior_hidden=(8,), nll_samples=20)
 FIELDS = (
     "best_epoch valid_elbo test_elbo nll nll_se nll_samples num_params skipped devices processes "
     "compile_seconds seconds_per_epoch seconds_train command commit versions hardware date"
@@ -69,6 +61,7 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch):
     assert run(TINY, workdir) == result
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_bit_identical_results(finished, tmp_path):
     workdir, result = finished
     again = run(TINY, tmp_path / "b")
@@ -102,6 +95,7 @@ def nan_in_step(monkeypatch, number):
     monkeypatch.setattr(training, "train_step", broken)
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, monkeypatch):
     nan_in_step(monkeypatch, 3)
     result = run(TINY, tmp_path / "e")
@@ -114,6 +108,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, monkeypat
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.trees["best"].params))
 
 
+@pytest.mark.slow
 def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch):
     nan_in_step(monkeypatch, 3)
     config = dataclasses.replace(TINY, max_skipped=2, checkpoint_epochs=1)
@@ -128,6 +123,7 @@ def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch):
     assert kept == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_data_on_the_host_train_as_on_the_device(finished, tmp_path):
     pytest.importorskip("grain")
     workdir, result = finished
@@ -158,6 +154,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     assert not (tmp_path / "f").exists()
 
 
+@pytest.mark.slow
 def test_digits_is_learned(tmp_path):
     config = Config(epochs=100, prior_depth=2, nll_samples=100)
     digits = data.load("digits")

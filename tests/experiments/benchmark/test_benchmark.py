@@ -1,6 +1,7 @@
 import importlib
 import json
 
+import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -36,8 +37,10 @@ def parsed_flags():
         if not flags.FLAGS.is_parsed():
             flags.FLAGS(["benchmark"])
         yield
+    jax.config.update("jax_enable_compilation_cache", True)  # The benchmark goes without.
 
 
+@pytest.mark.slow
 def test_training_suite_without_peers(tiny, parsed_flags, tmp_path, capsys):
     output = tmp_path / "new" / "benchmark.json"
     arguments = {"cells": ["mlp"], "peers": [], "rows": 250, "rounds": 1, "nll_rows": 40}
@@ -66,6 +69,7 @@ def test_training_suite_without_peers(tiny, parsed_flags, tmp_path, capsys):
     assert table.count("| mlp |") == 2 and table.count("| - | - |") == 1
 
 
+@pytest.mark.slow
 def test_flow_suite(tiny, parsed_flags, tmp_path, capsys):
     output = tmp_path / "flows.json"
     arguments = {"suite": "flows", "cells": ["coupling1", "sequential1"], "peers": ["distrax"]}

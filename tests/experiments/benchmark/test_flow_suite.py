@@ -9,7 +9,7 @@ from support import randomise
 from experiments.benchmark import flow_suite
 from experiments.benchmark.peers import Stack
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
+pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
 
 STACKS = [Stack("coupling", 2), Stack("made", 2), Stack("made", 1, sequential=True)]
 LACKING = {("numpyro", "coupling"), ("distrax", "made")}

@@ -9,6 +9,8 @@ from experiments.benchmark import training_suite
 from experiments.config import Config
 from experiments.models import build_led
 
+pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
+
 CONFIGS = training_suite.CELLS | {
     "both": Config(dataset="synthetic", prior_depth=3, posterior_depth=2)
 }
@@ -116,7 +118,6 @@ def test_torch_computes_the_same_bound(name):
     assert_same_terms(model, led, params, (0, 1))
 
 
-@pytest.mark.usefixtures("fast_compile")
 @pytest.mark.parametrize("name", ["resconv", "spatial"])
 def test_torch_computes_the_same_bound_with_convolutions(name):
     pytest.importorskip("torch")

@@ -7,7 +7,7 @@ from experiments.config import Config
 from experiments.figures.marginal_matching import run
 from experiments.run import run as train
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
+pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
 
 TINY = Config(epochs=1, latent_dim=3, prior_depth=1, prior_hidden=(4,), nll_samples=3)
 
@@ -33,6 +33,8 @@ def test_the_terms_add_up_and_tie_to_the_bound(tmp_path):
 def test_what_is_no_finished_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="absent holds no finished run"):
         run([tmp_path / "absent"], "", 10, 0, tmp_path)
+    with pytest.raises(ValueError, match="--runs must name the directory"):
+        run([], "", 10, 0, tmp_path)
 
 
 def test_rows_binarized_afresh_are_refused(tmp_path):

@@ -1,11 +1,12 @@
 import pytest
 
-from experiments.figures import mixture
+from experiments.figures import mixture, plane
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
+pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
 
 
-def test_the_numbers_agree_with_one_another(tmp_path):
+def test_the_numbers_agree_with_one_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(plane, "PRIOR_DEPTH", 2)
     setting = mixture.Setting(epochs=4, snapshots=(1, 4), data_cells=30, latent_cells=80)
     numbers = mixture.run(setting, 0, tmp_path)
     for name in ("learned", "fixed"):

@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 from support import KEY
 
-from experiments.figures import posterior_gap
+from experiments.figures import plane, posterior_gap
 from experiments.figures.posterior_gap import Setting, build_problems, train_parts
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
+pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+    monkeypatch.setattr(plane, "PRIOR_DEPTH", 2)
 
 
 def test_only_the_parts_named_are_trained():

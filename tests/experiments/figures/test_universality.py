@@ -55,6 +55,7 @@ def test_divergences_of_known_flows(monkeypatch, direction):
     assert abs(kls[0] - expected) < 4 * errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", universality.DIRECTIONS)
 def test_side_by_side_a_flow_is_fitted_as_if_alone(monkeypatch, direction):
     monkeypatch.setattr(universality, "RESTARTS", {"forward": 1, "reverse": 1})
@@ -87,6 +88,7 @@ def test_of_the_restarts_the_best_is_kept(monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, kept, expected)
 
 
+@pytest.mark.slow
 def test_a_run_writes_numbers_and_a_figure(monkeypatch, tmp_path):
     monkeypatch.setattr(universality, "TRANSFORMERS", ("affine", "rational_quadratic"))
     monkeypatch.setattr(universality, "SUITES", {2: (LINE, PAIR), 8: (targets.funnel(8),)})
