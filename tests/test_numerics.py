@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from led_jax.numerics import log_sigmoid, relu, softplus
+from led_jax.numerics import log_sigmoid, match_rank, relu, softplus, widened
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -40,3 +40,18 @@ def test_relu_is_jax_s_in_value_and_both_modes_of_gradient(shape):
         np.testing.assert_array_equal(actual, expected)
     (actual,), (expected,) = (jax.vjp(f, x)[1](tangent) for f in (relu, jax.nn.relu))
     np.testing.assert_array_equal(actual, expected)
+
+
+def test_match_rank_adds_axes_in_front():
+    for x in (np.arange(3), jnp.arange(3), np.array([True])):
+        matched = match_rank(x, 3)
+        assert matched.shape == (1, 1, len(x)) and matched.dtype == jnp.asarray(x).dtype
+        np.testing.assert_array_equal(matched[0, 0], x)
+
+
+@pytest.mark.parametrize(
+    "given,expected",
+    [("bfloat16", "float32"), ("float16", "float32"), ("float32", "float32"), ("float64",) * 2],
+)
+def test_widened(x64, given, expected):
+    assert widened(jnp.ones(2, given)).dtype == expected

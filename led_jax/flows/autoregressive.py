@@ -21,9 +21,10 @@ def autoregressive(conditioner: MakeConditioner, transformer: Transformer = affi
     As it stands this is an inverse autoregressive flow (Kingma et al., 2016,
     https://arxiv.org/abs/1606.04934): `apply` costs one pass of the conditioner, `inverse` a
     compiled loop of D steps. With `made` the steps together cost about one pass, each computing
-    the hidden units of one degree; with a conditioner without `incremental` each is a whole pass. `invert` gives a masked autoregressive flow (Papamakarios,
-    Pavlakou and Murray, 2017, https://arxiv.org/abs/1705.07057), with the costs exchanged: for a
-    posterior, which samples, take the former; for a prior, which scores, the latter.
+    the hidden units of one degree; with a conditioner without `incremental` each is a whole pass.
+    `invert` gives a masked autoregressive flow (Papamakarios, Pavlakou and Murray, 2017,
+    https://arxiv.org/abs/1705.07057), with the costs exchanged: for a posterior, which samples,
+    take the former; for a prior, which scores, the latter.
 
     >>> flow = autoregressive(made((8,)))
     >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
