@@ -1,6 +1,5 @@
 """Activation normalisation: a trainable scale and shift for each entry."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
