@@ -14,7 +14,7 @@ from jax import Array
 
 from led_jax.descriptions import constructor, describe
 from led_jax.flows.base import Flow
-from led_jax.numerics import as_float, wide
+from led_jax.numerics import as_float, widened
 
 Params = Any
 
@@ -81,7 +81,7 @@ def standard_normal(event_shape: tuple[int, ...]) -> Density:
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
         x = as_float("x", x)
         log_normalizer = 0.5 * math.log(2 * math.pi) * math.prod(event_shape)
-        squares = jnp.square(wide(x)).sum(_event_axes(x, event_shape))
+        squares = jnp.square(widened(x)).sum(_event_axes(x, event_shape))
         return (-0.5 * squares - log_normalizer).astype(x.dtype)
 
     def sample_and_log_prob(
@@ -156,8 +156,8 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
         x = as_float("x", x)
         axes = _event_axes(x, event_shape)
-        logits, mean, log_std = (wide(params[name]) for name in ("logits", "mean", "log_std"))
-        deviation = (jnp.expand_dims(wide(x), -1 - len(axes)) - mean) * jnp.exp(-log_std)
+        logits, mean, log_std = (widened(params[name]) for name in ("logits", "mean", "log_std"))
+        deviation = (jnp.expand_dims(widened(x), -1 - len(axes)) - mean) * jnp.exp(-log_std)
         log_components = (normal_log_prob(deviation) - log_std).sum(axes)
         log_prob = jax.nn.logsumexp(log_components + jax.nn.log_softmax(logits), -1)
         return log_prob.astype(x.dtype)

@@ -213,6 +213,7 @@ class Recorded(functools.partial):
 
     call: _Call
     field: str | None
+    hash: int
 
     def __new__(cls, function: Callable[..., Any], call: _Call, field: str | None = None):
         """Wraps a function, or anew one that is wrapped already."""
@@ -477,7 +478,7 @@ def make(name: str, /, **arguments: Any) -> Any:
     """Calls a constructor by its name.
 
     >>> import led_jax
-    >>> make("real_nvp", event_shape=(2,), depth=4)
+    >>> led_jax.descriptions.make("real_nvp", event_shape=(2,), depth=4)
     real_nvp((2,), depth=4)
 
     Args:
@@ -521,7 +522,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     names; or strings where the constructor takes a string.
 
     >>> import led_jax
-    >>> parse("real_nvp:depth=4,hidden=64x64,mask=channel")
+    >>> led_jax.descriptions.parse("real_nvp:depth=4,hidden=64x64,mask=channel")
     ('real_nvp', {'depth': 4, 'hidden': (64, 64), 'mask': 'channel'})
 
     Returns:

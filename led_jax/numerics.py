@@ -39,11 +39,6 @@ def as_float(name: str, x: ArrayLike | Sequence[Any]) -> Array:
     raise ValueError(f"{name}: expected real numbers, got {x.dtype}")
 
 
-def wide(x: Array) -> Array:
-    """The floats x in float32 at least, in which half-precision numbers are summed."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def softplus(x: Array) -> Array:
     """log(1 + e^x), elementwise and without overflow.
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from led_jax.numerics import as_float, log_sigmoid, relu, softplus
+from led_jax.numerics import as_float, log_sigmoid, match_rank, relu, softplus, widened
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -91,3 +91,18 @@ def test_other_numbers_become_the_default_float(x, expected):
 def test_what_is_no_real_number_is_refused_by_name(x, message):
     with pytest.raises(ValueError, match=f"^pixels: expected real numbers.*{message}"):
         as_float("pixels", x)
+
+
+def test_match_rank_adds_axes_in_front():
+    for x in (np.arange(3), jnp.arange(3), np.array([True])):
+        matched = match_rank(x, 3)
+        assert matched.shape == (1, 1, len(x)) and matched.dtype == jnp.asarray(x).dtype
+        np.testing.assert_array_equal(matched[0, 0], x)
+
+
+@pytest.mark.parametrize(
+    "given,expected",
+    [("bfloat16", "float32"), ("float16", "float32"), ("float32", "float32"), ("float64",) * 2],
+)
+def test_widened(x64, given, expected):
+    assert widened(jnp.ones(2, given)).dtype == expected

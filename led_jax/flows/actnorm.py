@@ -16,6 +16,7 @@ def actnorm(event_ndims: int = 1) -> Flow:
     and variance 1 over the batch axes of its `x`; without batch axes it starts as the identity. A
     density flow is initialised with data: there `invert(actnorm())` is what normalises them.
 
+    >>> import jax
     >>> flow = actnorm()
     >>> params = flow.init(jax.random.key(0), jnp.arange(8.0).reshape(4, 2))
     >>> flow.apply(params, jnp.zeros((5, 2)))[1].shape

@@ -25,6 +25,7 @@ def coupling(
     directions cost one pass of the conditioner. `mlp` reads x_a and emits parameters for x_b only,
     `convnet` reads the map with zeros for x_b and emits parameters for all of it.
 
+    >>> import jax
     >>> flow = coupling(np.array([True, False, True]), mlp((8,)))
     >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
     >>> flow.apply(params, jnp.zeros((4, 3)))[1].shape
@@ -75,6 +76,7 @@ def real_nvp(
     Both directions cost one pass of each conditioner, so that the cheap direction is the
     transformer's (`Transformer.cheap`).
 
+    >>> import jax
     >>> flow = real_nvp((6,), 4, hidden=(8,))
     >>> params = flow.init(jax.random.key(0), jnp.zeros(6))
     >>> flow.apply(params, jnp.zeros((5, 6)))[1].shape

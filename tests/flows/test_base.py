@@ -6,6 +6,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.test_util import check_grads
 from support import KEY, normal, randomise
 from support.cases import smooth_made, smooth_mlp
 
@@ -60,36 +61,58 @@ def test_invert_exchanges_the_directions():
     assert np.abs(flow.apply(params, x, context)[1]).min() > 1e-3
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 5])
-def test_scanned_repeat_equals_the_unrolled_chain(monkeypatch, depth):
-    unrolled = flows.repeat(layer(), depth)
-    chained = flows.chain(*[layer()] * depth)
-    monkeypatch.setattr(base, "MAX_UNROLL", 0)
-    scanned = flows.repeat(layer(), depth)
-    x, context = normal((4, 3)), normal((4, 2))
-    params = jax.jit(unrolled.init)(KEY, x, context)
-    chex.assert_trees_all_equal(params, jax.jit(chained.init)(KEY, x, context))
-    stacked = jax.jit(scanned.init)(KEY, x, context)
-    chex.assert_trees_all_close(stacked, jax.tree.map(lambda *p: jnp.stack(p), *params), rtol=1e-6)
+def set_max_unroll(monkeypatch, depth):
+    monkeypatch.setattr(base, "MAX_UNROLL", dict.fromkeys(base.MAX_UNROLL, depth))
 
-    params = randomise(params)
-    stacked = jax.tree.map(lambda *p: jnp.stack(p), *params)
-    for direction in ("apply", "inverse"):
-        expected = jax.jit(getattr(chained, direction))(params, x, context)
-        actual = jax.jit(getattr(unrolled, direction))(params, x, context)
-        chex.assert_trees_all_equal(actual, expected)
-        actual = jax.jit(getattr(scanned, direction))(stacked, x, context)
-        chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_a_stack_unrolled_or_scanned_equals_the_chain_of_its_layers(monkeypatch, depth):
+    flow, chained = flows.repeat(layer(), depth), flows.chain(*[layer()] * depth)
+    x, context = normal((4, 3)), normal((4, 2))
+
+    def stack(layers):
+        return jax.tree.map(lambda *p: jnp.stack(p), *layers)
+
+    fresh = jax.jit(chained.init)(KEY, x, context)
+    chex.assert_trees_all_close(jax.jit(flow.init)(KEY, x, context), stack(fresh), rtol=1e-6)
+    layers = randomise(fresh)
+
+    def values_and_gradient(flow, params):
+        def loss(params):
+            outputs = flow.apply(params, x, context), flow.inverse(params, x, context)
+            return sum(jnp.sum(out**2) for out in jax.tree.leaves(outputs)), outputs
+
+        gradient, outputs = jax.jit(jax.grad(loss, has_aux=True))(params)
+        return outputs, gradient
+
+    outputs, gradient = values_and_gradient(chained, layers)
+    for max_unroll in (12, 0):  # Read when the stack is applied: it is the same flow.
+        set_max_unroll(monkeypatch, max_unroll)
+        actual = values_and_gradient(flow, stack(layers))
+        chex.assert_trees_all_close(actual, (outputs, stack(gradient)), rtol=1e-4, atol=1e-5)
+
+
+def test_both_modes_and_second_derivatives_with_respect_to_a_stacks_parameters(x64):
+    flow = flows.repeat(layer(), 2)
+    x, context = normal((3,)), normal((2,))
+    params = randomise(jax.jit(flow.init)(KEY, x, context))
+
+    def log_density(scale, shift):
+        moved = jax.tree.map(lambda p: p * scale + shift, params)
+        y, log_det = flow.apply(moved, x, context)
+        return log_det - 0.5 * (y**2).sum()
+
+    check_grads(jax.jit(log_density), (1.0, 0.1), order=2, modes=("fwd", "rev"))
 
 
 def test_repeat_gives_each_layer_its_constants(monkeypatch):
     orders = np.array([[1, 2, 0], [0, 2, 1], [2, 1, 0]])
     x = normal((3,))
     expected = x[orders[0]][orders[1]][orders[2]]
+    flow = flows.repeat(flows.permute, 3, orders)
+    params = flow.init(KEY, x)
     for max_unroll in (16, 0):
-        monkeypatch.setattr(base, "MAX_UNROLL", max_unroll)
-        flow = flows.repeat(flows.permute, 3, orders)
-        params = flow.init(KEY, x)
+        set_max_unroll(monkeypatch, max_unroll)
         y, log_det = flow.apply(params, x)
         np.testing.assert_array_equal(y, expected)
         np.testing.assert_array_equal(flow.inverse(params, y)[0], x)
@@ -102,8 +125,8 @@ def test_repeat_says_at_once_what_is_wrong_with_constants(depth):
         flows.repeat(flows.permute, depth, np.zeros((depth, 2), int))
 
 
-@pytest.mark.parametrize(("max_unroll", "stacked"), [(None, False), (2, True), (3, False)])
-def test_repeat_traces_a_layer_once(max_unroll, stacked):
+@pytest.mark.parametrize("scan_cost", ["low", "high"])
+def test_repeat_traces_a_layer_once_and_stacks_its_parameters(scan_cost):
     calls = []
 
     def apply(params, x, context=None):
@@ -111,14 +134,15 @@ def test_repeat_traces_a_layer_once(max_unroll, stacked):
         return 2 * x, jnp.zeros(x.shape[:-1])
 
     one = flows.Flow(lambda key, x, context=None: jnp.zeros(2), apply, apply)
-    flow = flows.repeat(one, 3, max_unroll=max_unroll)
-    params = flow.init(KEY, jnp.ones(4))
-    assert jax.tree.map(jnp.shape, params) == ((3, 2) if stacked else ((2,),) * 3)
-    calls.clear()
-    np.testing.assert_array_equal(
-        jax.jit(flow.apply)(params, jnp.ones((5, 4)))[0], 8 * np.ones((5, 4))
-    )
-    assert calls == [(5, 4)]
+    for depth in (1, 4, 5, 13):
+        flow = flows.repeat(one, depth, scan_cost=scan_cost)
+        params = flow.init(KEY, jnp.ones(4))
+        assert params.shape == (depth, 2)
+        calls.clear()
+        program = jax.make_jaxpr(flow.apply)(params, jnp.ones((5, 4)))
+        assert calls == [(5, 4)]
+        assert ("scan" in str(program)) == (depth > base.MAX_UNROLL[scan_cost])
+        np.testing.assert_array_equal(flow.apply(params, jnp.ones(4))[0], 2**depth * np.ones(4))
 
 
 def test_program_does_not_grow_with_depth():
@@ -227,14 +251,22 @@ def test_negative_depth_and_missing_constants_are_errors():
         flows.repeat(flows.permute, 3, np.array([[0, 1], [1, 0]]))
 
 
-@pytest.mark.parametrize("depth", [2, 17])
-def test_parameters_of_another_depth_are_an_error(depth):
+@pytest.mark.parametrize("depth,other", [(0, 1), (1, 0), (2, 3), (3, 2), (17, 18), (18, 4)])
+def test_parameters_of_another_depth_are_an_error(depth, other):
     x = normal((3,))
     params = flows.repeat(flows.actnorm(), depth).init(KEY, x)
-    other = flows.repeat(flows.actnorm(), depth + 1)
-    for direction in (other.apply, other.inverse):
-        with pytest.raises(ValueError, match=f"expected parameters of {depth + 1} layers, got"):
+    flow = flows.repeat(flows.actnorm(), other)
+    for direction in (flow.apply, flow.inverse):
+        with pytest.raises(ValueError, match=f"expected parameters of {other} layers, got {depth}"):
             direction(params, x)
+        with pytest.raises(ValueError, match=f"parameters of {other} layers, got a scalar"):
+            direction(jnp.zeros(()), x)
+    chain = flows.chain(flows.actnorm(), flows.actnorm())
+    for wrong, found in (((params,), "1"), (params, "dict")):
+        with pytest.raises(
+            ValueError, match=f"chain: expected parameters of 2 layers, got {found}"
+        ):
+            chain.apply(wrong, x)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)

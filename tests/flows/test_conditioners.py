@@ -16,11 +16,11 @@ def dense(params, x):
 def test_mlp_is_a_plain_network():
     network = flows.mlp((6, 5), activation=jnp.tanh)(2, 3)
     x = normal((4, 7))
-    params = randomise(network.init(KEY, x)["params"])
-    h = jnp.tanh(dense(params["Dense_0"], x))
-    h = jnp.tanh(dense(params["Dense_1"], h))
-    expected = dense(params["Dense_2"], h).reshape(4, 2, 3)
-    np.testing.assert_allclose(network.apply({"params": params}, x), expected, rtol=1e-5, atol=1e-6)
+    params = randomise(network.init(KEY, x))
+    h = jnp.tanh(dense(params["dense_0"], x))
+    h = jnp.tanh(dense(params["dense_1"], h))
+    expected = dense(params["dense_2"], h).reshape(4, 2, 3)
+    np.testing.assert_allclose(network.apply(params, x), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [flows.mlp, flows.made])
@@ -29,15 +29,15 @@ def test_a_fresh_conditioner_emits_zeros_from_live_hidden_layers(make, context_d
     x = normal((4, 5))
     context = None if context_dim is None else normal((4, 2))
     network = make((16, 16), context_dim=context_dim)(2, 5)
-    params = network.init(KEY, x, context)["params"]
-    out = network.apply({"params": params}, x, context)
+    params = network.init(KEY, x, context)
+    out = network.apply(params, x, context)
     assert out.shape == (4, 2, 5)
     np.testing.assert_array_equal(out, np.zeros((4, 2, 5)))
 
     # ReLU layers of variance 2 / fan-in keep the scale: with a random last layer, outputs are of
     # order one.
     def loss(params):
-        return jnp.sum(network.apply({"params": params}, x, context) ** 2)
+        return jnp.sum(network.apply(params, x, context) ** 2)
 
     moved = jax.tree.map(lambda p: p if jnp.any(p) else p + 0.1, params)
     gradient = jax.grad(loss)(moved)
@@ -63,10 +63,10 @@ def jacobians(dim, hidden, context_dim):
     x = normal((dim,))
     context = None if context_dim is None else normal((context_dim,))
     # Weak enough that no tanh saturates to a slope of zero.
-    params = randomise(jax.jit(network.init)(KEY, x, context)["params"], 0.3 if dim <= 5 else 0.05)
+    params = randomise(jax.jit(network.init)(KEY, x, context), 0.3 if dim <= 5 else 0.05)
 
     def f(x, context):
-        return network.apply({"params": params}, x, context)
+        return network.apply(params, x, context)
 
     argnums = (0,) if context is None else (0, 1)
     return [np.asarray(j) for j in jax.jit(jax.jacfwd(f, argnums))(x, context)]
@@ -117,10 +117,10 @@ def map_jacobians(make, event_shape, hidden, context_maps):
     )
     x = normal((np.prod(event_shape),))
     context = None if context_dim is None else normal((context_dim,))
-    params = randomise(jax.jit(network.init)(KEY, x, context)["params"], 0.2)
+    params = randomise(jax.jit(network.init)(KEY, x, context), 0.2)
 
     def f(x, context):
-        return network.apply({"params": params}, x, context)
+        return network.apply(params, x, context)
 
     argnums = (0,) if context is None else (0, 1)
     return [np.asarray(j) for j in jax.jit(jax.jacfwd(f, argnums))(x, context)]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import KEY, normal, randomise, run_python
+from support import KEY, layers_of, normal, randomise, run_python
 from support.cases import smooth_mlp
 
 from led_jax import flows
@@ -30,21 +30,15 @@ def layer_order(event_shape, i, kind="random", seed=0):
 
 def in_ascending_order(params, passing, rest):
     """Parameters of the same function for a network that sees its entries in ascending order."""
-    last = max(name for name in params if name.startswith("Dense"))
-    kernel = params["Dense_0"]["kernel"][np.argsort(passing)]
-    params = params | {"Dense_0": params["Dense_0"] | {"kernel": kernel}}
+    last = max(name for name in params if name.startswith("dense"))
+    kernel = params["dense_0"]["kernel"][np.argsort(passing)]
+    params = params | {"dense_0": params["dense_0"] | {"kernel": kernel}}
 
     def reorder(leaf):
         by_entry = leaf.reshape(*leaf.shape[:-1], 2, len(rest))
         return by_entry[..., np.argsort(rest)].reshape(leaf.shape)
 
     return params | {last: jax.tree.map(reorder, params[last])}
-
-
-def layers_of(params):
-    """The conditioners' parameters, layer by layer."""
-    is_layer = lambda p: isinstance(p, dict) and "Dense_0" in p  # noqa: E731
-    return jax.tree.leaves(params, is_leaf=is_layer)
 
 
 STACKS = [
@@ -94,8 +88,8 @@ def test_real_nvp_equals_distrax(dim, depth):
         mask = np.isin(np.arange(dim), passing)
 
         def conditioner(x):  # Distrax gives every entry, the others zeroed, and wants as many back.
-            h = x[..., passing] @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
-            out = jax.nn.relu(h) @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+            h = x[..., passing] @ params["dense_0"]["kernel"] + params["dense_0"]["bias"]
+            out = jax.nn.relu(h) @ params["dense_1"]["kernel"] + params["dense_1"]["bias"]
             out = out.reshape(*out.shape[:-1], 2, len(rest))
             return jnp.zeros((*x.shape[:-1], 2, dim)).at[..., rest].set(out)
 

@@ -148,7 +148,7 @@ def test_context_matters_and_reaches_every_layer(case, direction):
         return jnp.sum(getattr(flow, direction)(params, x, context)[0] ** 2)
 
     leaves = jax.tree_util.tree_leaves_with_path(gradient(params))
-    of_context = [leaf for path, leaf in leaves if "Context" in jax.tree_util.keystr(path)]
+    of_context = [leaf for path, leaf in leaves if "context" in jax.tree_util.keystr(path)]
     assert of_context
     for leaf in of_context:
         assert np.all(np.abs(leaf).max((-1, -2)) > 0)

@@ -1,3 +1,5 @@
+import pydoc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -238,3 +240,29 @@ def test_spline_needs_a_positive_bound(bound):
 def test_sigmoid_mixture_needs_units():
     with pytest.raises(ValueError, match="num_units must be positive, got 0"):
         sigmoid_mixture(0)
+
+
+def test_the_cheap_direction_is_the_one_that_searches_for_no_root():
+    """A root is searched for in a loop, and where that is so `cheap` names the other direction."""
+    for transformer in TRANSFORMERS.values():
+        raw, x = jnp.zeros((transformer.num_params, 3)), jnp.zeros(3)
+        cheap = [
+            name
+            for name in ("apply", "inverse")
+            if "while" not in str(jax.make_jaxpr(getattr(transformer, name))(raw, x))
+        ]
+        assert transformer.cheap == ("both" if len(cheap) == 2 else cheap[0])
+
+
+@pytest.mark.parametrize(
+    "name,text",
+    [
+        ("additive", "y = x + t"),
+        ("affine", "y = x e^s + t"),
+        ("gated", "bias of 1.5"),
+        ("rational_quadratic", "8 bins"),
+        ("deep_sigmoid", "8 units"),
+    ],
+)
+def test_help_shows_the_documentation_of_a_constant(name, text):
+    assert text in pydoc.render_doc(getattr(flows, name))

@@ -37,6 +37,14 @@ def normal(shape, seed=1, dtype=None):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype or float)
 
 
+def layers_of(params):
+    """The conditioners' parameters of a stack, layer by layer."""
+    is_network = lambda p: isinstance(p, dict)  # noqa: E731
+    (stack,) = [p for p in jax.tree.leaves(params, is_leaf=is_network) if is_network(p)]
+    depth = len(jax.tree.leaves(stack)[0])
+    return [jax.tree.map(lambda p: p[i], stack) for i in range(depth)]  # noqa: B023
+
+
 def assert_trees_equal(actual, expected):
     """Bit for bit, dtypes included."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
