@@ -4,10 +4,12 @@ import dataclasses
 import math
 from typing import Any
 
-from led_jax import sharding
+from led_jax import descriptions, sharding
 
 _TRANSFORMERS = ("additive", "affine", "gated", "rational_quadratic", "deep_sigmoid")
-_FLOWS = ("nvp", "made", "pixelcnn")
+FLOWS = {"nvp": "real_nvp", "made": "iaf", "pixelcnn": "iaf"}
+"""Short names of flows, whose other flags are --prior_* and --posterior_*: their constructors."""
+
 _MASKS = ("random", "checkerboard", "channel")
 _MASK_HELP = "Masks of nvp; random ones for fully connected layers, the others for convolutions."
 
@@ -59,8 +61,9 @@ class Config:
     )
     prior: str = _field(
         "nvp",
-        "Flow of the prior p(z): Real NVP, or a masked autoregressive flow.",
-        choices=_FLOWS,
+        "Prior p(z): nvp (Real NVP), made or pixelcnn (masked autoregressive flows), of which "
+        "--prior_depth and the like say more; or a constructor of a flow, a density or a prior "
+        "with its arguments, nvp:depth=4,hidden=100 or mixture_of_normals:num_components=9.",
     )
     prior_mask: str = _field("random", _MASK_HELP, choices=_MASKS)
     prior_depth: int = _field(4, "L_prior: prior layers; 0 keeps N(0, I).")
@@ -70,8 +73,8 @@ class Config:
     )
     posterior: str = _field(
         "made",
-        "Flow of the posterior q(z|x): an inverse autoregressive flow, or Real NVP.",
-        choices=_FLOWS,
+        "Flow of the posterior q(z|x): made or pixelcnn (inverse autoregressive flows), or nvp; "
+        "or a constructor of a flow with its arguments, as for --prior.",
     )
     posterior_mask: str = _field("random", _MASK_HELP, choices=_MASKS)
     posterior_depth: int = _field(0, "L_post: posterior layers; 0 keeps the Gaussian.")
@@ -147,10 +150,29 @@ class Config:
             raise ValueError(
                 f"--parallel=pmap needs --data_placement=device, got {self.data_placement!r}"
             )
+        self._check_constructors()
         self._check_latent_shape()
         for name in ("warmup", "kl_warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
+
+    def _check_constructors(self) -> None:
+        for part in ("prior", "posterior"):
+            text = getattr(self, part)
+            kind, colon, rest = text.partition(":")
+            if text in FLOWS:
+                continue
+            try:
+                descriptions.parse(FLOWS.get(kind, kind) + colon + rest)
+            except ValueError as error:
+                raise ValueError(
+                    f"--{part}={text} is none of {', '.join(FLOWS)}, nor a constructor with its "
+                    f"arguments: {error}"
+                ) from error
+            for name in ("mask", "depth", "hidden", "transformer"):
+                field = f"{part}_{name}"
+                if getattr(self, field) != _defaults()[field]:
+                    raise ValueError(f"--{field} goes with {', '.join(FLOWS)} alone, not {text!r}")
 
     def _check_latent_shape(self) -> None:
         if not self.latent_shape:
@@ -203,6 +225,10 @@ class Config:
 
 FREE = tuple(field.name for field in dataclasses.fields(Config) if field.metadata["free"])
 """Names of the fields that may change when a run is resumed."""
+
+
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(Config)}
 
 
 def _check_type(field: dataclasses.Field, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 from typing import Any
 
 from absl import app, flags, logging
@@ -65,14 +66,14 @@ def to_command(config: Config) -> str:
         f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
         for name, value in config.changes().items()
     ]
-    return " ".join([_PROGRAM, *args])
+    return " ".join([_PROGRAM, *map(shlex.quote, args)])
 
 
 def from_command(command: str) -> Config:
     """The configuration of a command line as `to_command` makes it."""
     flag_values = flags.FlagValues()
     define_flags(flag_values)
-    flag_values(["train", *command.removeprefix(_PROGRAM).split()])
+    flag_values(["train", *shlex.split(command.removeprefix(_PROGRAM))])
     return Config(**_given(flag_values))
 
 

@@ -2,10 +2,12 @@
 
 import functools
 import math
+from typing import Any
 
-from experiments.config import Config
-from led_jax import decoders, densities, encoders, flows
+from experiments.config import FLOWS, Config
+from led_jax import decoders, densities, descriptions, encoders, flows
 from led_jax.data import Dataset
+from led_jax.flows import Flow
 from led_jax.model import LED
 
 TRANSFORMERS = {
@@ -19,32 +21,23 @@ TRANSFORMERS = {
 
 
 def build_led(config: Config, dataset: Dataset) -> LED:
-    """The model of a configuration for a data set's images."""
+    """The model of a configuration for a data set's images.
+
+    Raises:
+      ValueError: if --prior or --posterior is not what a constructor takes.
+    """
     latent_shape = config.latent_shape or (config.latent_size,)
     # The context is a vector, of maps too.
     context_dim = config.posterior_context * math.prod(config.latent_shape[:2]) or None
-    posterior = _stack(
-        config.posterior,
-        latent_shape,
-        config.posterior_depth,
-        config.posterior_hidden,
-        config.posterior_mask,
-        TRANSFORMERS.get(config.posterior_transformer),
-        context_dim=context_dim,
-        seed=1000,  # Other masks than the prior's.
-    )
-    transformer = TRANSFORMERS[config.prior_transformer]
-    prior = _stack(
-        config.prior,
-        latent_shape,
-        config.prior_depth,
-        config.prior_hidden,
-        config.prior_mask,
-        transformer,
-    )
-    # Training scores z under the prior: that takes the direction without a loop or a root find.
-    if config.prior != "nvp" or transformer is flows.deep_sigmoid:
-        prior = flows.invert(prior)
+    # The seed gives the posterior other masks than the prior's.
+    posterior, _ = _make(config, "posterior", latent_shape, context_dim=context_dim, seed=1000)
+    if not isinstance(posterior, Flow):
+        raise ValueError(f"--posterior={config.posterior} is no flow, but {posterior!r}")
+    prior, scores = _make(config, "prior", latent_shape)
+    if isinstance(prior, Flow):
+        # Training scores z under the prior: that takes the direction without a loop or a root find.
+        flow = prior if scores else flows.invert(prior)
+        prior = densities.transformed(densities.standard_normal(latent_shape), flow)
     images, weight_norm = dataset.image_shape, config.weight_norm
     if config.network == "mlp":
         encoder = encoders.mlp_encoder(config.latent_size, context_dim=context_dim)
@@ -68,41 +61,39 @@ def build_led(config: Config, dataset: Dataset) -> LED:
     return LED(
         encoder=encoder,
         posterior=posterior,
-        prior=densities.transformed(densities.standard_normal(latent_shape), prior),
+        prior=prior,
         decoder=decoder,
     )
 
 
-def _stack(
-    kind: str,
-    event_shape: tuple[int, ...],
-    depth: int,
-    hidden: tuple[int, ...],
-    mask: str,
-    transformer: flows.Transformer | None,
-    *,
-    context_dim: int | None = None,
-    seed: int = 0,
-) -> flows.Flow:
-    """The stack of layers that --prior or --posterior names; no transformer: its default."""
-    if kind == "nvp":
-        convnet = functools.partial(flows.convnet, event_shape)
-        return flows.real_nvp(
-            event_shape,
-            depth,
-            hidden,
-            mask,
-            transformer=transformer or flows.affine,
-            context_dim=context_dim,
-            seed=seed,
-            conditioner=flows.mlp if mask == "random" else convnet,
-        )
-    pixelcnn = functools.partial(flows.pixelcnn, event_shape)
-    return flows.iaf(
-        event_shape,
-        depth,
-        hidden,
-        context_dim,
-        transformer=transformer,
-        conditioner=flows.made if kind == "made" else pixelcnn,
-    )
+def _make(
+    config: Config, part: str, event_shape: tuple[int, ...], **context: Any
+) -> tuple[Any, bool]:
+    """What --prior or --posterior names, and whether `inverse` is cheap if it is a flow."""
+    kind, arguments = _arguments(config, part)
+    name = FLOWS.get(kind, kind)
+    context |= {"event_shape": event_shape}
+    if kind == "pixelcnn":
+        context["conditioner"] = functools.partial(flows.pixelcnn, event_shape)
+    elif name == "real_nvp" and arguments.get("mask", "random") != "random":
+        context["conditioner"] = functools.partial(flows.convnet, event_shape)
+    taken = descriptions.parameters(name)
+    known = {key: value for key, value in context.items() if key in taken}
+    transformer = arguments.get("transformer") or flows.affine
+    scores = name != "iaf" and transformer.cheap != "apply"
+    return descriptions.make(name, **known | arguments), scores
+
+
+def _arguments(config: Config, part: str) -> tuple[str, dict[str, Any]]:
+    """The constructor's name and arguments, from one flag or from several."""
+    text = getattr(config, part)
+    if text not in FLOWS:
+        kind, colon, rest = text.partition(":")
+        return kind, descriptions.parse(FLOWS.get(kind, kind) + colon + rest)[1]
+    arguments = {name: getattr(config, f"{part}_{name}") for name in ("depth", "hidden")}
+    if text == "nvp":
+        arguments["mask"] = getattr(config, f"{part}_mask")
+    transformer = getattr(config, f"{part}_transformer")
+    if transformer != "default":
+        arguments["transformer"] = TRANSFORMERS[transformer]
+    return text, arguments

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+import led_jax
 from experiments import plots, provenance
 from experiments.config import Config
 from experiments.flags import to_command
@@ -73,11 +74,13 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         estimate = estimate_nll(task, placement, best.params, task.dataset.test, stopped)
     if not writes:
         return {}
+    led_jax.save(workdir, task.led, jax.device_get(best.params))
     draw_pictures(config, task.led, best.params, task.dataset, log["history"], workdir)
     best_record = max(log["history"], key=lambda record: record["valid_elbo"])
     seconds = log["epoch_seconds"]
     result = {
         **config.report(),
+        "model": repr(task.led),
         "best_epoch": best_record["epoch"],
         "valid_elbo": best_record["valid_elbo"],
         "test_elbo": estimate.elbo,

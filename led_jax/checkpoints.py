@@ -81,7 +81,7 @@ def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
             step,
             args=ocp.args.Composite(
                 record=ocp.args.JsonSave(record),
-                **{name: ocp.args.StandardSave(leaves) for name, leaves in arrays.items()},
+                **{name: ocp.args.StandardSave(_filled(part)) for name, part in arrays.items()},
             ),
             force=True,
         )
@@ -170,10 +170,14 @@ def _read_trees(
     for name, tree in like.items():
         target = _structs(tree)
         try:
-            args = ocp.args.StandardRestore(target)
-            leaves = _read(ocp.StandardCheckpointHandler, path / name, args)
+            args = ocp.args.StandardRestore(_filled(target))
+            filled = _read(ocp.StandardCheckpointHandler, path / name, args)
         except Exception as error:  # tensorstore's and orbax's errors have no common base
             raise _Damaged(f"{name} cannot be read: {_one_line(error)}") from error
+        leaves = {
+            leaf_path: filled[leaf_path] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
+            for leaf_path, leaf in target.items()
+        }
         for leaf_path in target:
             if _crc32(leaves[leaf_path]) != record["crc32"][name][leaf_path]:
                 raise _Damaged(f"{name}/{leaf_path} has another checksum than was recorded")
@@ -240,6 +244,11 @@ def _structs(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
         return jax.ShapeDtypeStruct(data.shape, data.dtype)
 
     return _flatten(tree, struct)
+
+
+def _filled(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves with entries: the library writes no others, as a stack of no layers has."""
+    return {path: leaf for path, leaf in leaves.items() if leaf.size}
 
 
 def _describe(leaves: Mapping[str, Any]) -> dict[str, str]:

@@ -506,6 +506,15 @@ def make(name: str, /, **arguments: Any) -> Any:
     return entry.value(*args, **kwargs)
 
 
+def parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a constructor, by its name.
+
+    Raises:
+      ValueError: if there is no such constructor.
+    """
+    return _find(name, to_make=True).signature.parameters
+
+
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """Reads `real_nvp:depth=4,hidden=64x64,transformer=affine`, as the binaries' flags have it.
 

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -346,12 +346,6 @@ def _dataset() -> Dataset:
     return Dataset("synthetic", (28, 28), rows, rows, rows)
 
 
-@contextlib.contextmanager
-def _max_unroll(depth: int) -> Iterator[None]:
-    """Sets the depth up to which stacks that are built meanwhile are unrolled."""
-    # As an attribute of led_jax.flows, `coupling` is the function.
-    modules = base, importlib.import_module("led_jax.flows.coupling")
-    with contextlib.ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(mock.patch.object(module, "MAX_UNROLL", depth))
-        yield
+def _max_unroll(depth: int) -> contextlib.AbstractContextManager:
+    """Sets the depth up to which stacks that are compiled meanwhile are unrolled."""
+    return mock.patch.dict(base.MAX_UNROLL, dict.fromkeys(base.MAX_UNROLL, depth))

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax import Array
-from jax.scipy import special
 
 from experiments import plots
 from experiments.figures import targets
@@ -25,7 +24,7 @@ from experiments.figures.launch import define_flags, launch
 from experiments.figures.targets import Target
 from led_jax import densities, flows, variational
 from led_jax.densities import Density
-from led_jax.flows import Flow, Transformer
+from led_jax.flows import Transformer
 
 SUITES = {
     2: (
@@ -61,20 +60,6 @@ TRAINING_ROWS, TEST_ROWS = 200_000, 20_000
 CAPACITIES = (Capacity(1, (16,), 4), Capacity(1, (32, 32), 8), Capacity(2, (64, 64), 16))
 
 
-def probit() -> Flow:
-    """The standard normal quantile function: takes (0, 1)^D to R^D."""
-
-    def apply(params: Any, x: Array, context: Array | None = None):
-        limits = jnp.finfo(x.dtype)  # A uniform sample may be 0.
-        y = special.ndtri(jnp.clip(x, limits.tiny, 1 - limits.epsneg))
-        return y, -densities.normal_log_prob(y).sum(-1)
-
-    def inverse(params: Any, y: Array, context: Array | None = None):
-        return special.ndtr(y), densities.normal_log_prob(y).sum(-1)
-
-    return Flow(lambda key, x, context=None: (), apply, inverse)
-
-
 class Cell(NamedTuple):
     """Flows of one kind, one fitted to each target of a suite."""
 
@@ -100,7 +85,7 @@ class Cell(NamedTuple):
         flow = flows.iaf((size,), depth, hidden, transformer=transformers[self.transformer])
         if self.direction == "forward":  # It scores, in one pass; the reverse divergence samples.
             flow = flows.invert(flow)
-        return densities.transformed(densities.uniform((size,)), flows.chain(probit(), flow))
+        return densities.transformed(densities.uniform((size,)), flows.chain(flows.probit(), flow))
 
 
 # The flows of a cell, those of one restart after those of another, lie side by side on

@@ -37,8 +37,9 @@ def test_defaults_are_those_of_the_final_configuration():
         ("seed", -1, "--seed must be 0 or more, got -1"),
         ("clip_norm", -1.0, "--clip_norm must be 0 or more"),
         ("network", "transformer", "--network must be one of mlp, resconv, got 'transformer'"),
-        ("prior", "maf", "--prior must be one of nvp, made, pixelcnn, got 'maf'"),
-        ("posterior", "planar", "--posterior must be one of nvp, made, pixelcnn, got 'planar'"),
+        ("prior", "maf", "--prior=maf is none of nvp, made, pixelcnn, nor a constructor .* 'maf'"),
+        ("prior", "nvp:width=3", "--prior=nvp:width=3 .* real_nvp has no argument width; it has"),
+        ("posterior", "affine", "--posterior=affine .* 'affine' is no constructor"),
         ("posterior", "pixelcnn", "--posterior=pixelcnn needs --latent_shape=H,W,C"),
         ("prior_mask", "channel", "--prior_mask=channel needs --latent_shape=H,W,C"),
         ("latent_shape", (7, 7), r"--latent_shape must be H,W,C, got \(7, 7\)"),
@@ -126,6 +127,46 @@ def test_an_autoregressive_prior_scores_without_a_loop(prior):
     params = jax.jit(led.prior.init)(jax.random.key(0), z)
     expected = -0.5 * config.latent_size * jnp.log(2 * jnp.pi)
     assert jnp.allclose(jax.jit(led.prior.log_prob)(params, z), expected)
+
+
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        ({"prior": "nvp:depth=2,hidden=8"}, {"prior_depth": 2, "prior_hidden": (8,)}),
+        (
+            {"prior": "real_nvp:depth=1,transformer=deep_sigmoid"},
+            {"prior_depth": 1, "prior_transformer": "deep_sigmoid"},
+        ),
+        (
+            {"posterior": "made:depth=1,hidden=8x8", "posterior_context": 3},
+            {"posterior_depth": 1, "posterior_hidden": (8, 8), "posterior_context": 3},
+        ),
+        (
+            {**SPATIAL, "prior": "nvp:depth=2,mask=channel", "posterior": "pixelcnn:depth=1"},
+            {
+                **SPATIAL,
+                "prior_depth": 2,
+                "prior_mask": "channel",
+                "posterior": "pixelcnn",
+                "posterior_depth": 1,
+            },
+        ),
+    ],
+)
+def test_one_flag_names_what_several_do(long, short):
+    digits, config = data.load("digits"), Config(**long)
+    assert build_led(config, digits) == build_led(Config(**short), digits)
+    assert from_command(to_command(config)) == config
+
+
+def test_a_prior_may_be_any_density():
+    digits = data.load("digits")
+    led = build_led(Config(prior="mixture_of_normals:num_components=5"), digits)
+    assert repr(led.prior) == "mixture_of_normals((50,), num_components=5)"
+    with pytest.raises(ValueError, match="--posterior=standard_normal is no flow"):
+        build_led(Config(posterior="standard_normal"), digits)
+    with pytest.raises(ValueError, match="--prior_depth goes with nvp, made, pixelcnn alone"):
+        Config(prior="nvp:depth=2", prior_depth=3)
 
 
 def test_the_latent_shape_sets_the_latent_dim():

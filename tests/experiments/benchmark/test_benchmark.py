@@ -1,4 +1,3 @@
-import importlib
 import json
 
 import jax
@@ -42,7 +41,7 @@ def parsed_flags():
 
 @pytest.mark.slow
 def test_training_suite_without_peers(tiny, parsed_flags, tmp_path, capsys):
-    output = tmp_path / "new" / "benchmark.json"
+    output, max_unroll = tmp_path / "new" / "benchmark.json", dict(base.MAX_UNROLL)
     arguments = {"cells": ["mlp"], "peers": [], "rows": 250, "rounds": 1, "nll_rows": 40}
     with flagsaver.flagsaver(output=str(output), **arguments):
         benchmark.main(["benchmark"])
@@ -62,8 +61,7 @@ def test_training_suite_without_peers(tiny, parsed_flags, tmp_path, capsys):
     (nll,) = result["nll"]
     assert nll["model"] == "mlp, 12 nvp prior"
     assert nll["gflop"] == pytest.approx(2e-9 * 40 * (216_800 + 20 * 296_800))
-    coupling = importlib.import_module("led_jax.flows.coupling")
-    assert (base.MAX_UNROLL, coupling.MAX_UNROLL) == (12, 4)
+    assert base.MAX_UNROLL == max_unroll
     table = output.with_suffix(".md").read_text()
     assert table == benchmark.to_markdown(result)
     assert table.count("| mlp |") == 2 and table.count("| - | - |") == 1

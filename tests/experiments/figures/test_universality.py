@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 from support import KEY
 
 from experiments.figures import targets, universality
@@ -24,17 +23,6 @@ def small(monkeypatch):
     monkeypatch.setattr(universality, "TRAINING_ROWS", 2000)
     monkeypatch.setattr(universality, "TEST_ROWS", 1000)
     monkeypatch.setattr(universality, "CAPACITIES", (TINY,))
-
-
-def test_probit_takes_the_uniform_density_to_the_normal():
-    u = jnp.linspace(0, 1, 9)[:, None]
-    x, log_det = universality.probit().apply((), u)
-    assert np.isfinite(x).all() and np.isfinite(log_det).all()
-    np.testing.assert_allclose(x[1:-1, 0], scipy.stats.norm.ppf(u[1:-1, 0]), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(log_det, -scipy.stats.norm.logpdf(x[:, 0]), rtol=1e-5)
-    back, log_det_back = universality.probit().inverse((), x)
-    np.testing.assert_allclose(back, u, atol=1e-6)
-    np.testing.assert_allclose(log_det_back, -log_det, rtol=1e-5)
 
 
 @pytest.mark.parametrize("direction", universality.DIRECTIONS)
