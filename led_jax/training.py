@@ -5,7 +5,7 @@ Everything is written for whole batches. `epochs` is the one loop; `fit` is a `f
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -100,6 +100,22 @@ class Progress(NamedTuple):
     def params(self) -> Params:
         """The model's parameters in the best state."""
         return self.best.params
+
+
+def to_record(progress: Progress) -> tuple[dict[str, TrainState], dict[str, Any]]:
+    """What `checkpoints` writes of a progress: the states "last" and "best", and the rest as JSON.
+
+    The way back is `checkpoints.restore` with `state_shape` under both names, and `from_record`.
+    """
+    record = progress._asdict()
+    return {"last": record.pop("state"), "best": record.pop("best")}, record
+
+
+def from_record(trees: Mapping[str, TrainState], record: Mapping[str, Any]) -> Progress:
+    """The progress of `to_record`; what else the record holds is left alone."""
+    rest = {name: record[name] for name in Progress._fields if name not in ("state", "best")}
+    rest["history"] = tuple(rest["history"])
+    return Progress(trees["last"], trees["best"], **rest)
 
 
 class Steps(NamedTuple):
