@@ -191,7 +191,7 @@ def _unflatten(like: Any, leaves: list[np.ndarray]) -> Any:
 
     def wrap(leaf: np.ndarray, dtype: Any) -> Any:
         impl = jax.random.key_impl(jnp.empty((), dtype))  # An abstract key has none.
-        return jax.random.wrap_key_data(leaf, impl=impl)
+        return jax.random.wrap_key_data(jnp.asarray(leaf), impl=impl)
 
     return treedef.unflatten(
         wrap(leaf, old.dtype) if is_key(old) else leaf

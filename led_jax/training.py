@@ -313,21 +313,22 @@ class _Epoch(NamedTuple):
         """
         step_key = _epoch_keys(state)[1]
 
-        def step(carry: tuple[Any, Any], inputs: tuple[Array, Any]):
+        def step(carry: Any, inputs: tuple[Array, Any]) -> tuple[Any, Steps]:
             i, batch = inputs
             keys = jax.random.split(of_part(jax.random.fold_in(step_key, i)))
             x = self.prepare(keys[1], read(batch))
-            *new, metrics = train_step(
+            trained, opt_state, metrics = train_step(
                 self.model,
                 self.optimizer,
                 self.objective,
-                *carry,
+                carry[0],
+                carry[1],
                 keys[0],
                 x,
                 state.epoch * self.num_steps + i,
                 average,
             )
-            new = tuple(new)
+            new = trained, opt_state
             if not self.skip_nonfinite:
                 return new, Steps(metrics, jnp.array(True))
             updated = is_finite((new, metrics))
@@ -671,4 +672,5 @@ def fit(
         callback(progress)
         if patience is not None and progress.epoch - int(progress.best.epoch) >= patience:
             break
+    assert progress is not None  # One epoch at least has been trained, here or before.
     return progress
