@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["docs/extending.md"]
+PAGES = ["README.md", "docs/extending.md"]
 
 
 def blocks(page):
