@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from experiments.config import Config
 from experiments.models import build_led
-from led_jax import Objective, checkpoints, data, objectives, sharding, training
+from led_jax import Objective, checkpoints, data, descriptions, objectives, sharding, training
 from led_jax.data import Dataset
 from led_jax.model import LED
 from led_jax.sharding import Placement
@@ -113,7 +113,9 @@ def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
       ValueError: if the checkpoint belongs to another model, optimizer or data set.
     """
     like = task.state_shape()
-    found = checkpoints.restore(workdir / CHECKPOINTS, {"last": like, "best": like})
+    found = checkpoints.restore(
+        workdir / CHECKPOINTS, {"last": like, "best": like}, descriptions.to_json(task.led)
+    )
     if found is None:
         return None
     log = found.meta
@@ -123,14 +125,7 @@ def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
             f"than --dataset and --data_dir now give ({task.fingerprint[:12]}...); files and "
             "tensorflow-datasets hold binarized_mnist in different orders"
         )
-    progress = Progress(
-        found.trees["last"],
-        found.trees["best"],
-        history=tuple(log["history"]),
-        best_score=max((record["valid_elbo"] for record in log["history"]), default=-np.inf),
-        skipped=log["skipped"],
-    )
-    return progress, log
+    return training.from_record(found.trees, log), log
 
 
 @contextlib.contextmanager
@@ -180,9 +175,8 @@ def fit(
       stopped: whether to stop after the epoch at hand.
 
     Returns:
-      The state with the best validation ELBO, and the log: "history" (a record of each validated
-      epoch), "epoch_seconds", "compile_seconds", "seconds_train" and "skipped", the number of
-      updates that were not finite.
+      The state with the best validation ELBO, and the log: what `training.to_record` gives of the
+      last progress, "epoch_seconds" and "seconds_train".
 
     Raises:
       FloatingPointError: if too many updates, or the validation's bound, are not finite.
@@ -227,13 +221,13 @@ def fit(
 
 def _new_log(task: Task) -> Log:
     return {
-        "history": [],
+        "history": (),
         "epoch_seconds": [],
         "compile_seconds": 0.0,
         "seconds_train": 0.0,
-        "skipped": 0,
         "saved_epoch": None,
         "fingerprint": task.fingerprint,
+        "model": descriptions.to_json(task.led),
     }
 
 
@@ -286,18 +280,18 @@ def _observer(
             epoch, now = progress.epoch, time.perf_counter()
             bar.update()
             for record in progress.history[len(log["history"]) :]:
-                log["history"].append(record)
                 write(record)
-            log["skipped"] = progress.skipped
+            trees, record = training.to_record(progress)
+            compile_seconds = log["compile_seconds"] + progress.compile_seconds
+            log.update(record, compile_seconds=compile_seconds)
             log["epoch_seconds"].append(progress.seconds)
-            log["compile_seconds"] += progress.compile_seconds
             log["seconds_train"] = seconds_before + now - started
             due = now - saved > 60 * config.checkpoint_minutes
             if config.checkpoint_epochs:
                 due |= epoch % config.checkpoint_epochs == 0
             if due or leave or epoch == config.num_epochs:
                 log["saved_epoch"] = epoch
-                save(epoch, {"last": _local(progress.state), "best": _local(progress.best)}, log)
+                save(epoch, _local(trees), log)
                 saved = now
 
         yield observe

@@ -1,25 +1,31 @@
 """Checkpoints on disk: named pytrees of arrays with a record of JSON, checked when read.
 
-One checkpoint is one directory, `DIR/<step>`, written under another name and renamed when whole.
+One checkpoint is one directory, `DIR/<step>`, written under another name and renamed when whole. It
+holds all arrays as one string of bytes, and a record that says what lies where in it. Any dtype
+survives, and so do pytrees without leaves; and since one read gets all of it, a file that cannot be
+read leaves no other reads behind.
 """
 
 import contextlib
 import json
 import logging
+import math
 import pathlib
-import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from led_jax.numerics import is_key
 
 _log = logging.getLogger(__name__)
+
+FORMAT = 2
+"""Number of the format that is written, the only one that is read."""
 
 # A checkpoint's files may take this many bytes more than twice its arrays.
 _MAX_OVERHEAD = 64 * 2**20
@@ -46,9 +52,10 @@ def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
     """A function that writes checkpoints while the caller computes on.
 
     `save(step, trees, meta)` copies the arrays of `trees`, a dict of pytrees, to the host and
-    returns; a thread writes them beside `meta`, anything that JSON can hold. Leaving the context
-    waits for the last one. Checkpoints of that step or later ones are replaced: a caller who
-    comes past them again did not go on from them.
+    returns; a thread writes them beside `meta`, a dict of what JSON can hold. What `meta["model"]`
+    says of the model, `restore` can compare. Leaving the context waits for the last one.
+    Checkpoints of that step or later ones are replaced: a caller who comes past them again did not
+    go on from them.
 
     Args:
       directory: directory of the run's checkpoints, made where it is missing.
@@ -63,15 +70,16 @@ def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
     )
 
     def save(step: int, trees: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-        arrays = {name: _to_host(tree) for name, tree in trees.items()}
+        leaves = {name: _to_host(tree) for name, tree in trees.items()}
         record = {
+            "format": FORMAT,
             "meta": meta,
-            "arrays": {name: _describe(leaves) for name, leaves in arrays.items()},
-            "crc32": {
-                name: {path: _crc32(leaf) for path, leaf in leaves.items()}
-                for name, leaves in arrays.items()
-            },
+            "arrays": {name: _describe(arrays) for name, arrays in leaves.items()},
         }
+        flat = [array for arrays in leaves.values() for array in arrays.values()]
+        # The byte in front is there for trees without leaves: no array of length zero is written.
+        content = b"".join([b"\0", *(array.tobytes() for array in flat)])
+        record["crc32"] = zlib.crc32(content)
         record["record_crc32"] = _record_crc32(record)
         manager.wait_until_finished()
         for other in manager.all_steps():
@@ -81,7 +89,7 @@ def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
             step,
             args=ocp.args.Composite(
                 record=ocp.args.JsonSave(record),
-                **{name: ocp.args.StandardSave(_filled(part)) for name, part in arrays.items()},
+                arrays=ocp.args.StandardSave({"bytes": np.frombuffer(content, np.uint8)}),
             ),
             force=True,
         )
@@ -90,20 +98,24 @@ def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
         yield save
 
 
-def restore(directory: pathlib.Path, like: Mapping[str, Any]) -> Checkpoint | None:
+def restore(
+    directory: pathlib.Path, like: Mapping[str, Any], model: Mapping[str, Any] | None = None
+) -> Checkpoint | None:
     """Reads the newest checkpoint that is whole, and logs a warning of each newer one.
 
     Args:
       directory: directory of the run's checkpoints; nothing in it is changed.
       like: pytrees of the same structure, shapes and dtypes as those saved under these names;
         `jax.eval_shape` gives them for free.
+      model: a description of the model, of what JSON can hold, that must equal the one saved as
+        `meta["model"]`; None does not compare.
 
     Returns:
       The checkpoint, or None if there is none.
 
     Raises:
-      ValueError: if a whole checkpoint does not fit `like`, naming what differs; or if there are
-        checkpoints but none is whole.
+      ValueError: if a whole checkpoint has another format, or does not fit `like` or `model`,
+        naming what differs; or if there are checkpoints but none is whole.
     """
     if not directory.exists():
         return None
@@ -113,14 +125,11 @@ def restore(directory: pathlib.Path, like: Mapping[str, Any]) -> Checkpoint | No
     paths.sort(key=lambda path: int(path.name), reverse=True)
     for path in paths:
         try:
-            record = _read_record(path, like)
-        except _Damaged as error:
-            _log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
-            continue
-        _check_fit(path, record["arrays"], like)
-        try:
-            with _without_stray_tracebacks():
-                return Checkpoint(path, _read_trees(path, record, like), record["meta"])
+            record = _read_record(path)
+            _check_format(path, record)
+            _check_model(path, record["meta"], model)
+            _check_fit(path, record["arrays"], like)
+            return Checkpoint(path, _read_trees(path, record, like), record["meta"])
         except _Damaged as error:
             _log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
     if paths:
@@ -135,26 +144,8 @@ class _Damaged(Exception):
     """A checkpoint that does not hold what was written."""
 
 
-@contextlib.contextmanager
-def _without_stray_tracebacks() -> Iterator[None]:
-    """Keeps back what tensorstore's threads print when a read has failed beside theirs."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+def _read_record(path: pathlib.Path) -> dict[str, Any]:
     try:
-        yield
-    except _Damaged:
-        time.sleep(0.5)  # The other reads end in the meantime.
-        raise
-    finally:
-        sys.unraisablehook = hook
-
-
-def _read_record(path: pathlib.Path, like: Mapping[str, Any]) -> dict[str, Any]:
-    structs = [leaf for tree in like.values() for leaf in _structs(tree).values()]
-    expected = sum(leaf.size * leaf.dtype.itemsize for leaf in structs)
-    try:
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if size > 2 * expected + _MAX_OVERHEAD:
-            raise _Damaged(f"{size} bytes, expected about {expected}")
         record = _read(ocp.JsonCheckpointHandler, path / "record", ocp.args.JsonRestore())
         if record["record_crc32"] != _record_crc32(record):
             raise _Damaged("its record has another checksum than it says")
@@ -166,29 +157,46 @@ def _read_record(path: pathlib.Path, like: Mapping[str, Any]) -> dict[str, Any]:
 def _read_trees(
     path: pathlib.Path, record: dict[str, Any], like: Mapping[str, Any]
 ) -> dict[str, Any]:
-    trees = {}
-    for name, tree in like.items():
-        target = _structs(tree)
-        try:
-            args = ocp.args.StandardRestore(_filled(target))
-            filled = _read(ocp.StandardCheckpointHandler, path / name, args)
-        except Exception as error:  # tensorstore's and orbax's errors have no common base
-            raise _Damaged(f"{name} cannot be read: {_one_line(error)}") from error
-        leaves = {
-            leaf_path: filled[leaf_path] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
-            for leaf_path, leaf in target.items()
-        }
-        for leaf_path in target:
-            if _crc32(leaves[leaf_path]) != record["crc32"][name][leaf_path]:
-                raise _Damaged(f"{name}/{leaf_path} has another checksum than was recorded")
-        trees[name] = jax.tree.unflatten(
-            jax.tree.structure(tree),
-            [
-                jax.random.wrap_key_data(leaves[leaf_path]) if is_key(wanted) else leaves[leaf_path]
-                for leaf_path, wanted in zip(target, jax.tree.leaves(tree), strict=True)
-            ],
-        )
-    return trees
+    sizes = {
+        name: [math.prod(shape) * jnp.dtype(dtype).itemsize for dtype, shape in arrays.values()]
+        for name, arrays in record["arrays"].items()
+    }
+    total = 1 + sum(map(sum, sizes.values()))
+    target = {"bytes": jax.ShapeDtypeStruct((total,), np.uint8)}
+    try:
+        on_disk = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if on_disk > 2 * total + _MAX_OVERHEAD:
+            raise _Damaged(f"{on_disk} bytes, expected about {total}")
+        args = ocp.args.StandardRestore(target)
+        content = _read(ocp.StandardCheckpointHandler, path / "arrays", args)["bytes"]
+    except _Damaged:
+        raise
+    except Exception as error:  # tensorstore's and orbax's errors have no common base
+        raise _Damaged(f"its arrays cannot be read: {_one_line(error)}") from error
+    content = np.asarray(content)
+    if zlib.crc32(content.tobytes()) != record["crc32"]:
+        raise _Damaged("its arrays have another checksum than was recorded")
+    leaves, start = {}, 1
+    for name, arrays in record["arrays"].items():
+        leaves[name] = []
+        for (dtype, shape), size in zip(arrays.values(), sizes[name], strict=True):
+            array = np.frombuffer(content[start : start + size].tobytes(), jnp.dtype(dtype))
+            leaves[name].append(array.reshape(shape))
+            start += size
+    return {name: _unflatten(tree, leaves[name]) for name, tree in like.items()}
+
+
+def _unflatten(like: Any, leaves: list[np.ndarray]) -> Any:
+    wanted, treedef = jax.tree.flatten(like)
+
+    def wrap(leaf: np.ndarray, dtype: Any) -> Any:
+        impl = jax.random.key_impl(jnp.empty((), dtype))  # An abstract key has none.
+        return jax.random.wrap_key_data(jnp.asarray(leaf), impl=impl)
+
+    return treedef.unflatten(
+        wrap(leaf, old.dtype) if is_key(old) else leaf
+        for old, leaf in zip(wanted, leaves, strict=True)
+    )
 
 
 def _read(handler: Callable[..., ocp.CheckpointHandler], path: pathlib.Path, args: Any) -> Any:
@@ -206,21 +214,65 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
+def _check_format(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    number = record.get("format")
+    if number is None:
+        raise ValueError(
+            f"checkpoint {path} was written by an earlier version of led_jax, whose parameters lie "
+            "otherwise; train again, or use commit 290305c, the last that reads it"
+        )
+    if number != FORMAT:
+        raise ValueError(
+            f"checkpoint {path} has format {number}, but this version of led_jax reads format "
+            f"{FORMAT}; train again, or use the version that wrote it"
+        )
+
+
+def _check_model(
+    path: pathlib.Path, meta: Mapping[str, Any], model: Mapping[str, Any] | None
+) -> None:
+    if model is None:
+        return
+    there, here = _entries(meta.get("model")), _entries(json.loads(json.dumps(model)))
+    _raise_differing(f"checkpoint {path} is of another model", there, here)
+
+
 def _check_fit(path: pathlib.Path, arrays: dict[str, Any], like: Mapping[str, Any]) -> None:
-    differing = []
-    for name, tree in like.items():
-        there, here = arrays.get(name, {}), _describe(_structs(tree))
-        differing += [
-            f"{name}/{leaf} is {there.get(leaf, 'missing')} there and {here.get(leaf, 'missing')} "
-            "here"
-            for leaf in dict.fromkeys([*here, *there])
-            if here.get(leaf) != there.get(leaf)
-        ]
+    def described(arrays: Mapping[str, Any]) -> dict[str, str]:
+        return {
+            f"{name}/{leaf}": f"{dtype}{list(shape)}"
+            for name in like
+            for leaf, (dtype, shape) in arrays.get(name, {}).items()
+        }
+
+    here = {name: _describe(_structs(tree)) for name, tree in like.items()}
+    what = f"checkpoint {path} is of another model or optimizer"
+    _raise_differing(what, described(arrays), described(here))
+    for name in like:
+        if name not in arrays:  # A tree without leaves.
+            raise ValueError(f"{what}: {name} is missing there")
+
+
+def _raise_differing(what: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    differing = [
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        for name in dict.fromkeys([*here, *there])
+        if here.get(name) != there.get(name)
+    ]
     if differing:
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise ValueError(
-            f"checkpoint {path} is of another model or optimizer: {'; '.join(differing[:3])}{more}"
-        )
+        raise ValueError(f"{what}: {'; '.join(differing[:3])}{more}")
+
+
+def _entries(value: Any, path: str = "model") -> dict[str, str]:
+    """The plain values in nested JSON, by their path."""
+    if isinstance(value, dict) and value:
+        nested = [_entries(entry, f"{path}/{name}") for name, entry in value.items()]
+    elif isinstance(value, list) and value:
+        nested = [_entries(entry, f"{path}/{i}") for i, entry in enumerate(value)]
+    else:
+        return {path: json.dumps(value)}
+    return {name: text for entries in nested for name, text in entries.items()}
 
 
 def _flatten(tree: Any, convert: Callable[[Any], Any]) -> dict[str, Any]:
@@ -232,8 +284,8 @@ def _flatten(tree: Any, convert: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def _to_host(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves by path, copied: the caller may give the originals away."""
-    return _flatten(tree, lambda x: np.array(jax.random.key_data(x) if is_key(x) else x))
+    """The leaves by path."""
+    return _flatten(tree, lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x))
 
 
 def _structs(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -246,21 +298,12 @@ def _structs(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return _flatten(tree, struct)
 
 
-def _filled(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves with entries: the library writes no others, as a stack of no layers has."""
-    return {path: leaf for path, leaf in leaves.items() if leaf.size}
-
-
-def _describe(leaves: Mapping[str, Any]) -> dict[str, str]:
-    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
-
-
-def _crc32(array: Any) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+def _describe(leaves: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves.items()}
 
 
 def _record_crc32(record: Mapping[str, Any]) -> int:
-    content = {name: record[name] for name in ("meta", "arrays", "crc32")}
+    content = {name: value for name, value in record.items() if name != "record_crc32"}
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 

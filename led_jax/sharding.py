@@ -77,9 +77,7 @@ class Placement(NamedTuple):
 
         return jax.tree.map(put, tree)
 
-    def split(
-        self, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], Any], axis: int = 0
-    ) -> Array:
+    def split(self, shape: tuple[int, ...], read: Callable[[Any], Any], axis: int = 0) -> Array:
         """An array whose given axis is split over the devices, each part read where it is needed.
 
         Args:

@@ -5,7 +5,7 @@ Everything is written for whole batches. `epochs` is the one loop; `fit` is a `f
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -100,6 +100,22 @@ class Progress(NamedTuple):
     def params(self) -> Params:
         """The model's parameters in the best state."""
         return self.best.params
+
+
+def to_record(progress: Progress) -> tuple[dict[str, TrainState], dict[str, Any]]:
+    """What `checkpoints` writes of a progress: the states "last" and "best", and the rest as JSON.
+
+    The way back is `checkpoints.restore` with `state_shape` under both names, and `from_record`.
+    """
+    record = progress._asdict()
+    return {"last": record.pop("state"), "best": record.pop("best")}, record
+
+
+def from_record(trees: Mapping[str, TrainState], record: Mapping[str, Any]) -> Progress:
+    """The progress of `to_record`; what else the record holds is left alone."""
+    rest = {name: record[name] for name in Progress._fields if name not in ("state", "best")}
+    rest["history"] = tuple(rest["history"])
+    return Progress(trees["last"], trees["best"], **rest)
 
 
 class Steps(NamedTuple):
@@ -297,21 +313,22 @@ class _Epoch(NamedTuple):
         """
         step_key = _epoch_keys(state)[1]
 
-        def step(carry: tuple[Any, Any], inputs: tuple[Array, Any]):
+        def step(carry: Any, inputs: tuple[Array, Any]) -> tuple[Any, Steps]:
             i, batch = inputs
             keys = jax.random.split(of_part(jax.random.fold_in(step_key, i)))
             x = self.prepare(keys[1], read(batch))
-            *new, metrics = train_step(
+            trained, opt_state, metrics = train_step(
                 self.model,
                 self.optimizer,
                 self.objective,
-                *carry,
+                carry[0],
+                carry[1],
                 keys[0],
                 x,
                 state.epoch * self.num_steps + i,
                 average,
             )
-            new = tuple(new)
+            new = trained, opt_state
             if not self.skip_nonfinite:
                 return new, Steps(metrics, jnp.array(True))
             updated = is_finite((new, metrics))
@@ -655,4 +672,5 @@ def fit(
         callback(progress)
         if patience is not None and progress.epoch - int(progress.best.epoch) >= patience:
             break
+    assert progress is not None  # One epoch at least has been trained, here or before.
     return progress

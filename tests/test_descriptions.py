@@ -175,7 +175,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", ARGUMENTS, ids=lambda a: f"{a}"[:40])
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=range(len(ARGUMENTS)))
 def test_arguments_come_back_as_they_were(registry, arguments):
     arguments = {k: registry.dense if v is dense else v for k, v in arguments.items()}
     given = []

@@ -240,7 +240,6 @@ def test_given_parts_are_kept_and_the_others_made():
     led, params, x = small_built()
     for given in ({"encoder"}, {"prior", "decoder"}, set(params)):
         made = jax.jit(lambda x, g=given: led.init(KEY, x, given={n: params[n] for n in g}))(x)
-        assert list(made) == ["encoder", "posterior", "prior", "decoder"]
         assert jax.tree.structure(made) == jax.tree.structure(params)
         for name in given:
             jax.tree.map(np.testing.assert_array_equal, made[name], params[name])
@@ -303,10 +302,8 @@ def conditional_params():
 
 
 def conditional_log_marginal(x, context):
-    return [
-        scipy.stats.multivariate_normal(MARGINAL_MEAN + c @ (U @ W + V), MARGINAL_COV).logpdf(row)
-        for row, c in zip(x, context, strict=True)
-    ]
+    means = MARGINAL_MEAN + context @ (U @ W + V)
+    return scipy.stats.multivariate_normal(np.zeros(3), MARGINAL_COV).logpdf(x - means)
 
 
 def test_a_linear_gaussian_model_conditional_on_a_context(x64):
@@ -346,7 +343,7 @@ def test_a_nonlinear_conditional_model_by_quadrature(x64):
     x = jnp.asarray([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
     context = jnp.tile(normal((4,), seed=8), (8, 1))
     params = random_params(led.init, x, context, scale=0.2)
-    ticks = jnp.linspace(-9, 9, 250)
+    ticks = jnp.linspace(-15, 15, 300)
     z = jnp.stack(jnp.meshgrid(ticks, ticks), -1).reshape(-1, 1, 2)
 
     @jax.jit

@@ -2,103 +2,97 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from support import free_port, run_python
 
+from led_jax import sharding
+
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
-TRAIN = """
-import json, os, sys
-num_devices, num_processes, index, port = map(int, sys.argv[1:])
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
-import jax, jax.numpy as jnp, numpy as np
-if num_processes > 1:
-    jax.distributed.initialize(f"localhost:{port}", num_processes, index)
-from led_jax import LED, data, densities, flows, networks, objectives, parallel, training
-
-rows = data.load("digits", binarize="dynamic").train[:200]
-led = LED(
-    networks.mlp_encoder(2, (8,)),
-    flows.chain(),
-    densities.transformed(densities.standard_normal((2,)), flows.real_nvp((2,), 2, hidden=(4,))),
-    networks.mlp_decoder(64, (8,)),
-)
-optimizer = training.adam(1e-2, 100)
-
-def train(method, size):
-    options = {"dynamic": True, "kl_warmup": 2.0}
-    state = training.init_state(led, optimizer, jax.random.key(0), jnp.asarray(rows[:40]))
-    x, mesh, bounds = jnp.asarray(rows), None, []
-    if method == "jit":
-        epoch = training.make_epoch(led, optimizer, 40, **options)
-    else:
-        mesh = parallel.make_mesh(size)
-        state, x = parallel.replicate(mesh, (state, x))
-        epoch = training.make_epoch(led, optimizer, 40, axis_name=parallel.AXIS, **options)
-        epoch = parallel.compile(epoch, mesh, state, x, donate_args=[0], method=method)
-    for _ in range(3):
-        state, steps = epoch(state, x)
-        bounds.append(float(steps.mean().bound))
-    params = parallel.local(state).params
-    method = "pmap" if method == "jit" else method
-    nll = objectives.nll(
-        led, params, jax.random.key(1), rows[:50] // 128, 7, batch_size=8, mesh=mesh, method=method
-    )
-    return bounds + [nll.nll, nll.elbo, nll.monte_carlo_error]
-
-sizes = [2, 4, 8] if num_processes == 1 else [num_devices]
-results = {f"{method} {size}": train(method, size) for size in sizes for method in parallel.METHODS}
-if index == 0:
-    results["jit 1"] = train("jit", 1)
-print(json.dumps(results))
-"""
+DEVICES = Path(__file__).parent / "support" / "devices.py"
 
 
-def assert_all_alike(results):
-    expected = results.pop("jit 1")
-    assert len(set(expected[:3])) == 3
-    for name, found in results.items():
-        np.testing.assert_allclose(found, expected, rtol=2e-5, err_msg=name)
+def launch(num_devices, num_processes=1, index=0, port=0):
+    """What `support/devices.py` prints."""
+    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+    output = run_python(code, DEVICES, num_devices, num_processes, index, port)
+    return json.loads(output.splitlines()[-1])
 
 
-def test_two_four_and_eight_devices_train_and_evaluate_as_one():
-    results = json.loads(run_python(TRAIN, 8, 1, 0, 0).splitlines()[-1])
-    assert len(results) == 7
-    assert_all_alike(results)
+@pytest.fixture(scope="module")
+def eight_devices(fast_compile):
+    return launch(8)
 
 
+def assert_alike(found, expected):
+    """To the rounding of float32."""
+    for name in ("train", "valid", "nll"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(found["params"], expected["params"], atol=2e-6)
+
+
+def test_one_device_learns(eight_devices):
+    one = eight_devices["runs"]["1"]
+    assert one["train"][1] > one["train"][0] and one["valid"][1] > one["valid"][0]
+
+
+@pytest.mark.parametrize("name", ["2", "4", "8", "host"])
+def test_several_devices_train_and_evaluate_as_one(eight_devices, name):
+    """Data on the host included, here of four devices."""
+    assert_alike(eight_devices["runs"][name], eight_devices["runs"]["1"])
+
+
+def test_devices_share_gradients_alone(eight_devices):
+    """Nothing but sums over them: neither rows nor random numbers nor parameters travel."""
+    assert set(eight_devices["epoch_collectives"]) == {"all-reduce"}
+    assert eight_devices["epoch_collectives"]["all-reduce"] <= 2
+
+
+def test_the_nll_gathers_its_sums_alone(eight_devices):
+    """One gather for each number of a row, and nothing before it."""
+    assert set(eight_devices["nll_collectives"]) == {"all-gather"}
+    assert eight_devices["nll_collectives"]["all-gather"] <= 4
+
+
+def test_programs_are_compiled_once(eight_devices):
+    assert eight_devices["compiled_by_a_second_epoch"] == 0
+    assert eight_devices["compiled_by_a_second_nll"] == 0
+
+
+def test_several_devices_go_on_bit_for_bit(eight_devices):
+    assert eight_devices["resumed_bit_for_bit"]
+
+
+def test_pmap_is_a_vmap_over_the_shards(eight_devices):
+    """With the shard's number folded into its key."""
+    runs = eight_devices["runs"]
+    np.testing.assert_allclose(runs["pmap"]["params"], eight_devices["vmap"], atol=2e-6)
+    # Other random numbers than those of one device.
+    assert np.abs(np.subtract(runs["pmap"]["params"], runs["1"]["params"])).max() > 1e-3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_processes", "num_devices"), [(2, 2), (4, 1)])
-def test_several_processes_train_and_evaluate_as_one(num_processes, num_devices):
+def test_several_processes_train_and_evaluate_as_one(eight_devices, num_processes, num_devices):
     port = free_port()
     with ThreadPoolExecutor(num_processes) as pool:
-        outputs = pool.map(
-            lambda i: run_python(TRAIN, num_devices, num_processes, i, port), range(num_processes)
+        first, *others = pool.map(
+            lambda i: launch(num_devices, num_processes, i, port), range(num_processes)
         )
-        first, *others = (json.loads(output.splitlines()[-1]) for output in outputs)
-    assert_all_alike(first)
-    assert len(first) == 2 and all(result == first for result in others)
+    runs = eight_devices["runs"]
+    assert_alike(first["device"], runs["1"])
+    assert_alike(first["host"], runs["1"])
+    assert_alike(first["pmap"], runs["pmap"])  # Of four devices, too.
+    assert all(other == first for other in others)
 
 
-def test_errors_name_what_there_is():
-    code = """
-import jax, jax.numpy as jnp
-from led_jax import parallel, numerics
-def said(function, *args, **kwargs):
-    try:
-        function(*args, **kwargs)
-    except ValueError as error:
-        print(error)
-said(parallel.make_mesh, 3)
-mesh = parallel.make_mesh(1)
-said(parallel.compile, lambda x: x, mesh, jnp.ones(2), method="pjit")
-x = jnp.ones(3)
-def part(x):
-    return numerics.device_part(x, "a")
-said(jax.vmap(part, axis_name="a"), jnp.ones((2, 3)))
-"""
-    lines = run_python(code).splitlines()
-    assert "expected 1 to 1 cpu devices (0 takes all), got 3" in lines[0]
-    assert lines[1] == "method must be one of pmap, shard_map, got 'pjit'"
-    assert lines[2] == "device_part: 3 rows do not divide over 2 devices"
+def test_a_mesh_of_more_devices_than_there_are():
+    available = jax.local_device_count()
+    message = f"expected 1 to {available} .* devices .*, got {available + 1}"
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(available + 1)
+    assert sharding.make_mesh(1).axis_names == (sharding.AXIS,)

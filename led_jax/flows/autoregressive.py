@@ -161,7 +161,7 @@ def _reverse_context(flow: Flow, is_reversed: np.ndarray | Array) -> Flow:
 
     def along(function):
         def reversing(params_or_key, x: Array, context: Array | None = None):
-            if context is not None:
+            if context is not None and context.ndim:  # Without axes the conditioner refuses it.
                 context = jnp.where(is_reversed, context[..., ::-1], context)
             return function(params_or_key, x, context)
 

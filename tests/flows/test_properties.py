@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import KEY, assert_finite_where_representable, normal, randomise
-from support.cases import CASES, CONTEXT_DIM, build, smooth_made, smooth_mlp
+from support.cases import CASES, CONTEXT_DIM, Case, build, smooth_made, smooth_mlp
 
 from led_jax import flows
 
@@ -41,7 +41,7 @@ def names_used(code):
 def test_table_has_every_public_constructor():
     functions = [case.make for case in CASES] + [smooth_mlp, smooth_made]
     used = set().union(*(names_used(function.__code__) for function in functions))
-    types = {"Flow", "Transformer"}
+    types = {"Conditioner", "Flow", "Transformer"}
     assert set(flows.__all__) - types - used == set()
 
 
@@ -131,6 +131,29 @@ def test_context_broadcasts_over_leading_axes_of_x(case, direction):
     chex.assert_trees_all_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+def assert_error(flow, params, x, context, message):
+    for function, first in ((flow.init, KEY), (flow.apply, params), (flow.inverse, params)):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(function, first, x, context)
+
+
+WIDE = {
+    "iaf": lambda: flows.iaf((20,), 2, hidden=(5,), context_dim=CONTEXT_DIM),
+    "real_nvp": lambda: flows.real_nvp((20,), 2, hidden=(5,), context_dim=CONTEXT_DIM),
+    "deep": lambda: flows.real_nvp((20,), 5, hidden=(5,), context_dim=CONTEXT_DIM),
+}
+more_cases = [Case(name, make, (20,), True) for name, make in WIDE.items()]
+
+
+@parametrize_cases([case for case in CASES if case.conditional] + more_cases)
+def test_a_context_with_more_batch_entries_than_x_is_an_error(case):
+    flow, params, x, context, _ = build(case)
+    for few, axes in ((x[0], r"\(\)"), (x[:1], r"\(1,\)"), (x[:3], r"\(3,\)")):
+        message = rf"got \(4, {CONTEXT_DIM}\) for an input with batch axes {axes}"
+        assert_error(flow, params, few, context, message)
+    assert_error(flow, params, x[:1], context[None], r"got \(1, 4, 3\) .* batch axes \(1,\)")
+
+
 @conditional_cases
 @both_directions
 def test_context_matters_and_reaches_every_layer(case, direction):
@@ -155,14 +178,11 @@ def test_context_matters_and_reaches_every_layer(case, direction):
 
 
 @conditional_cases
-@both_directions
-def test_missing_or_wrong_context_is_an_error(case, direction):
+def test_missing_or_wrong_context_is_an_error(case):
     flow, params, x, context, _ = build(case)
-    for wrong, given in [(None, "None"), (context[..., :2], r"\(4, 2\)")]:
+    for wrong, given in [(None, "None"), (context[..., :2], r"\(4, 2\)"), (context[0, 0], r"\(\)")]:
         message = rf"context_dim={CONTEXT_DIM}.*\[\.\.\., {CONTEXT_DIM}\].*got {given}"
-        for function, first in ((getattr(flow, direction), params), (flow.init, KEY)):
-            with pytest.raises(ValueError, match=message):
-                jax.eval_shape(function, first, x, wrong)
+        assert_error(flow, params, x, wrong, message)
 
 
 @parametrize_cases(case for case in CASES if not case.conditional)
@@ -237,9 +257,29 @@ def test_wrong_event_shape_is_an_error(case):
     flow, params, x, context, _ = build(case)
     expected = ", ".join(map(str, case.event_shape))
     for wrong in (x[..., :1].repeat(x.shape[-1] + 1, -1), x[0][..., 0], jnp.zeros(())):
-        for function, first in ((flow.init, KEY), (flow.apply, params), (flow.inverse, params)):
-            with pytest.raises(ValueError, match=rf"expected .*\[\.\.\., {expected}\].*got \("):
-                jax.eval_shape(function, first, wrong, context)
+        message = rf"expected .*\[\.\.\., {expected}\].*got \("
+        assert_error(flow, params, wrong, context, message)
+
+
+@every_case
+def test_no_implicit_promotion_of_ranks_or_dtypes_and_no_leaks(case):
+    """With JAX's strictest settings, derivatives included."""
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.checking_leaks(),
+    ):
+        for dtype in (jnp.float32, jnp.bfloat16):
+            flow = case.make()  # Made again, so that no layer has been traced before.
+            x = jax.ShapeDtypeStruct((4, *case.event_shape), dtype)
+            context = jax.ShapeDtypeStruct((CONTEXT_DIM,), dtype) if case.conditional else None
+            params = jax.eval_shape(flow.init, KEY, x, context)
+
+            def sums(params, x, context, flow=flow):
+                outputs = [f(params, x, context) for f in (flow.apply, flow.inverse)]
+                return sum(map(jnp.sum, jax.tree.leaves(outputs)))
+
+            jax.eval_shape(jax.value_and_grad(sums, (0, 1)), params, x, context)
 
 
 @parametrize_cases(FAR_CASES)

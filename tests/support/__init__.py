@@ -56,31 +56,29 @@ def assert_trees_equal(actual, expected):
 
 
 def assert_finite_where_representable(function, *args, dtype):
-    """No NaN and no infinity at points where the mathematics stays within the dtype.
+    """No NaN and no infinity where the mathematics stays within the dtype, entry by entry.
 
     Args:
-      function: maps `args` to a list of results, pytrees of arrays `[points, ...]`. A point whose
-        exact result (in float64) holds a larger number than the dtype's largest may overflow.
+      function: maps `args` to a pytree of arrays. An entry whose exact result (in float64) is
+        larger than the dtype's largest number may overflow, and no other one.
       *args: pytrees of arrays of the dtype.
       dtype: a float dtype.
     """
 
-    def sizes(result, largest):
-        """The largest absolute value of each point."""
-        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
-        rows = [np.abs(leaf).reshape(len(leaf), -1) for leaf in leaves]
-        return largest.reduce(np.concatenate(rows, 1), 1)
+    def entries(args):
+        leaves = jax.tree.leaves(jax.jit(function)(*args))
+        return [np.asarray(leaf, np.float64) for leaf in leaves]
 
-    found = [sizes(result, np.maximum) for result in jax.jit(function)(*args)]
-    assert any(np.isfinite(size).any() for size in found)
-    if all(np.isfinite(size).all() for size in found):
+    found = entries(args)
+    assert any(np.isfinite(leaf).any() for leaf in found)
+    if all(np.isfinite(leaf).all() for leaf in found):
         return
     with jax.enable_x64(True):
-        exact = jax.jit(function)(*jax.tree.map(lambda x: x.astype(jnp.float64), args))
-    for size, result in zip(found, exact, strict=True):
+        exact = entries(jax.tree.map(lambda x: x.astype(jnp.float64), args))
+    for leaf, expected in zip(found, exact, strict=True):
         # Where float64 overflows, too, there are NaNs beside infinities.
-        exact_size = sizes(result, np.fmax)
-        assert np.isfinite(size[~(exact_size > float(jnp.finfo(dtype).max))]).all()
+        is_representable = np.abs(expected) <= float(jnp.finfo(dtype).max)
+        assert np.isfinite(leaf[is_representable]).all()
 
 
 def run_python(code, *args):

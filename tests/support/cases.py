@@ -24,6 +24,7 @@ class Case(NamedTuple):
     event_shape: tuple[int, ...]
     conditional: bool = False
     noise: float = 0.3  # Scale of the parameters; less for deep stacks, which turn singular.
+    in_unit_cube: bool = False  # Whether the image is (0, 1)^D, where test points are then.
 
 
 def smooth_mlp(**kwargs):
@@ -50,6 +51,7 @@ CASES = [
     Case("permute-5", lambda: flows.permute(np.array([3, 0, 4, 2, 1])), (5,)),
     Case("reverse-1", lambda: flows.reverse(), (1,)),
     Case("reverse-2", lambda: flows.reverse(), (2,)),
+    Case("probit", lambda: flows.probit(), (3,), in_unit_cube=True),
     Case("flatten", lambda: flows.flatten(flows.permute(ODD_MASK.argsort()), (5, 1)), (5, 1)),
     Case(
         "coupling-additive-2",
@@ -230,6 +232,7 @@ def build(case, batch_shape=(4,)):
 def _build(case, batch_shape, dtype):
     flow = case.make()
     x = normal((*batch_shape, *case.event_shape), seed=2)
+    x = jax.nn.sigmoid(x) if case.in_unit_cube else x
     context = normal((*batch_shape, CONTEXT_DIM), seed=3) if case.conditional else None
     shapes = jax.eval_shape(flow.init, KEY, x, context)
     params = randomise(jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), shapes), case.noise)
