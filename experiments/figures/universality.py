@@ -85,7 +85,9 @@ class Cell(NamedTuple):
         flow = flows.iaf((size,), depth, hidden, transformer=transformers[self.transformer])
         if self.direction == "forward":  # It scores, in one pass; the reverse divergence samples.
             flow = flows.invert(flow)
-        return densities.transformed(densities.uniform((size,)), flows.chain(flows.probit(), flow))
+        return densities.transformed(
+            densities.uniform((size,)), flows.chain(flows.invert(flows.probit()), flow)
+        )
 
 
 # The flows of a cell, those of one restart after those of another, lie side by side on

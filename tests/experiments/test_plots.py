@@ -59,15 +59,15 @@ def test_curves_drawn_are_the_records(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "_save_figure", lambda path, figure: figures.append(figure))
     plots.curves(tmp_path / "curves.png", HISTORY)
     left, right = figures[0].axes
-    for axes, names in (
-        (left, ("train_elbo", "valid_elbo")),
-        (right, ("log_likelihood", "log_prior", "log_posterior")),
+    for axes, names, prefix in (
+        (left, ("train_elbo", "valid_elbo"), ""),
+        (right, ("log_likelihood", "log_prior", "log_posterior"), "valid_"),
     ):
         assert len(axes.lines) == len(names)
         for line, name in zip(axes.lines, names, strict=True):
             assert line.get_label() == name.replace("_", " ")
             np.testing.assert_array_equal(line.get_xdata(), [r["epoch"] for r in HISTORY])
-            np.testing.assert_array_equal(line.get_ydata(), [r[name] for r in HISTORY])
+            np.testing.assert_array_equal(line.get_ydata(), [r[prefix + name] for r in HISTORY])
     plt.close(figures[0])
 
 

@@ -71,5 +71,4 @@ def test_twice_the_weights_at_every_position_of_a_map():
     config = training_suite.CELLS["spatial"]
     weights, flops = num_weights(config), forward_flops(config)
     assert flops["prior"] == 2 * 49 * weights["prior"]
-    # Each of the two layers lacks the weights of the last channel, which no unit may see.
-    assert flops["posterior"] == 2 * 49 * (weights["posterior"] + 2 * 16)
+    assert flops["posterior"] == 2 * 49 * weights["posterior"]

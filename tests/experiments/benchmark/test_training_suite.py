@@ -31,38 +31,22 @@ def images():
     return np.random.default_rng(0).binomial(1, 0.13, (6, 784)).astype(np.float32)
 
 
-def dense_layers(params):
-    return [params[f"Dense_{i}"] for i in range(len(params))]
+def dense_layers(params, name="Dense"):
+    return [params[f"{name}_{i}"] for i in range(len(params))]
 
 
 def conditioners(params, marker):
-    """Each flow layer's conditioner: the dicts that hold `marker`, in order."""
-    found = []
-
-    def visit(node):
-        if isinstance(node, dict) and marker in node:
-            found.append(node)
-        elif isinstance(node, dict | tuple | list):
-            for child in node.values() if isinstance(node, dict) else node:
-                visit(child)
-
-    visit(params)
-    return found
+    """Each flow layer's conditioner, from the stacked dict that holds `marker`."""
+    if isinstance(params, dict) and marker in params:
+        depth = len(jax.tree.leaves(params)[0])
+        return [jax.tree.map(operator.itemgetter(i), params) for i in range(depth)]
+    children = params.values() if isinstance(params, dict) else params
+    return [layer for child in children for layer in conditioners(child, marker)]
 
 
-def masked_layer(layer, rows):
-    """A masked layer's dense kernel, from blocks of columns, with the bias."""
-    num_params, size = layer["bias"].shape
-    num_blocks = 1 + max(int(name.removeprefix("kernel_")) for name in layer if name != "bias")
-    kernel, start = np.zeros((rows, num_params, size), np.float32), 0
-    for i, width in enumerate(map(len, np.array_split(np.arange(size), num_blocks))):
-        if f"kernel_{i}" in layer:
-            block = np.array(layer[f"kernel_{i}"])
-            # Kernels are stored with their longer side last.
-            block = block if block.shape[1] == num_params * width else block.T
-            kernel[: len(block), :, start : start + width] = block.reshape(-1, num_params, width)
-        start += width
-    return {"kernel": kernel.reshape(rows, -1), "bias": layer["bias"]}
+def rows_of(layer, count):
+    """A masked layer without the inputs that no unit sees: torch's layers have none."""
+    return layer | {"kernel": layer["kernel"][:count]}
 
 
 def copy_to_torch(net, layers):
@@ -107,14 +91,14 @@ def test_torch_computes_the_same_bound(name):
 
     copy_to_torch(model.encoder, dense_layers(params["encoder"]))
     copy_to_torch(model.decoder, dense_layers(params["decoder"]))
-    priors = conditioners(params["prior"], "Dense_0")
+    priors = conditioners(params["prior"], "dense_0")
     for layer, ours in zip(model.prior, priors, strict=True):
-        copy_to_torch(layer.net, dense_layers(ours))
-    posteriors = conditioners(params["posterior"], "_MaskedDense_0")
+        copy_to_torch(layer.net, dense_layers(ours, "dense"))
+    posteriors = conditioners(params["posterior"], "dense_0")
     for layer, ours in zip(model.posterior, posteriors, strict=True):
-        layers = [ours[f"_MaskedDense_{i}"] for i in range(len(ours))]
         sizes = [m.in_features for m in layer.net if isinstance(m, torch.nn.Linear)]
-        copy_to_torch(layer.net, [masked_layer(m, n) for m, n in zip(layers, sizes, strict=True)])
+        layers = zip(dense_layers(ours, "dense"), sizes, strict=True)
+        copy_to_torch(layer.net, [rows_of(m, n) for m, n in layers])
     assert_same_terms(model, led, params, (0, 1))
 
 
@@ -149,20 +133,23 @@ def test_torch_computes_the_same_bound_with_convolutions(name):
         decoder_ends[1] = channels_first(1, decoder_ends[1])
     copy_to_torch(model.encoder, convolutions(params["encoder"]) + encoder_ends)
     copy_to_torch(model.decoder, decoder_ends + convolutions(params["decoder"]))
-    for layer, ours in zip(model.prior, conditioners(params["prior"], "Conv_0"), strict=True):
-        copy_to_torch(layer.net, [ours["Conv_0"], ours["Conv_1"]])
-    posteriors = conditioners(params["posterior"], "MADE_0")
+    for layer, ours in zip(model.prior, conditioners(params["prior"], "conv_0"), strict=True):
+        copy_to_torch(layer.net, [ours["conv_0"], ours["conv_1"]])
+    posteriors = conditioners(params["posterior"], "pixel")
     for layer, ours in zip(model.posterior, posteriors, strict=True):
-        for part, names in (("above", "Conv_0 Conv_2"), ("left", "Conv_1 Conv_3")):
-            copy_to_torch(getattr(layer, part), [ours[name] for name in names.split()])
-        copy_to_torch(layer.down, [ours["Dense_0"], ours["Dense_1"]])
-        copy_to_torch(layer.context, [ours["_ContextDense_0"]["Dense_0"]])
-        pixel = ours["MADE_0"]
-        copy_to_torch(layer.pixel, [masked_layer(pixel["_MaskedDense_0"], layer.pixel.in_features)])
-        copy_to_torch(layer.pixel_context, [pixel["_ContextDense_0"]["Dense_0"]])
-        copy_to_torch(layer.out, [masked_layer(pixel["_MaskedDense_1"], layer.out[0].in_features)])
-    assert sum(p.numel() for p in model.parameters()) == sum(
-        leaf.size for leaf in jax.tree.leaves(params)
+        stacks, pixel = ours["stacks"], ours["pixel"]
+        for part in ("above", "left"):
+            copy_to_torch(getattr(layer, part), [stacks[f"{part}_0"], stacks[f"{part}_1"]])
+        copy_to_torch(layer.down, [stacks["join_0"], stacks["join_1"]])
+        copy_to_torch(layer.context, [stacks["context"]])
+        copy_to_torch(layer.pixel, [rows_of(pixel["dense_0"], layer.pixel.in_features)])
+        copy_to_torch(layer.pixel_context, [pixel["context"]])
+        copy_to_torch(layer.out, [rows_of(pixel["dense_1"], layer.out[0].in_features)])
+    # No unit may see the last channel of a pixel, of which ours have weights nevertheless.
+    unseen = 16 * config.posterior_depth
+    assert (
+        sum(p.numel() for p in model.parameters())
+        == sum(leaf.size for leaf in jax.tree.leaves(params)) - unseen
     )
     assert_same_terms(model, led, params, (0, 3, 1, 2) if config.latent_shape else (0, 1))
 
@@ -190,14 +177,10 @@ def test_distrax_computes_the_same_bound(name):
     key, x = jax.random.key(2), jnp.asarray(images())
     like = jax.eval_shape(model.init, key, x, key)["params"]
     layers = dense_layers(params["encoder"]) + dense_layers(params["decoder"])
-    priors = conditioners(params["prior"], "Dense_0")
-    if len(priors) == 1:  # a scanned stack
-        layers_of = map(operator.itemgetter, range(config.prior_depth))
-        priors = [jax.tree.map(layer, priors[0]) for layer in layers_of]
-    for i, layer in enumerate(priors):
+    for i, layer in enumerate(conditioners(params["prior"], "dense_0")):
         order = np.argsort(~masks.random_half((50,), i // 2), kind="stable")[:: -1 if i % 2 else 1]
         passing, rest = order[:25], order[25:]
-        first, last = dense_layers(layer)
+        first, last = dense_layers(layer, "dense")
         outputs = np.concatenate([rest, 50 + rest])
         layers.append(first | {"kernel": jnp.zeros((50, 100)).at[passing].set(first["kernel"])})
         kernel = jnp.zeros((100, 100)).at[:, outputs].set(last["kernel"])

@@ -13,7 +13,8 @@ each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.name
 def on_grid(target, half_width, n):
     axis = (np.arange(n) + 0.5) * 2 * half_width / n - half_width
     points = jnp.asarray(np.stack(np.meshgrid(axis, axis, indexing="ij"), -1), jnp.float32)
-    return axis, np.exp(np.asarray(jax.jit(target.log_prob)(points), np.float64))
+    log_probs = jax.jit(lambda rows: jax.lax.map(target.log_prob, rows))(points)
+    return axis, np.exp(np.asarray(log_probs, np.float64))
 
 
 @pytest.mark.parametrize("target", universality.SUITES[2], ids=lambda target: target.name)
