@@ -65,6 +65,7 @@ def finished(tmp_path_factory):
     return workdir, sweep(SMALL, [0, 1], workdir)
 
 
+@pytest.mark.slow
 def test_cells_are_trained_once_and_skipped_when_done(finished, monkeypatch):
     workdir, results = finished
     assert [(r["prior_depth"], r["seed"]) for r in results] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -78,6 +79,7 @@ def test_cells_are_trained_once_and_skipped_when_done(finished, monkeypatch):
     assert sweep(SMALL, [0, 1], workdir) == results
 
 
+@pytest.mark.slow
 def test_markdown_shows_ours_beside_the_papers(finished):
     _, results = finished
     lines = to_markdown(SMALL, results).splitlines()
@@ -114,6 +116,7 @@ def test_two_runs_share_a_directory_only_if_they_are_one():
     assert run_name(Config(nll_samples=9, data_dir="d", epochs=200)) == "default"
 
 
+@pytest.mark.slow
 def test_a_cells_results_are_those_of_its_own_configuration(finished):
     _, results = finished
     of_cell = [r for r in results if r["prior_depth"] == 1]
@@ -139,6 +142,7 @@ def test_the_committed_tables_hold_every_cell():
             assert all(sweep_module._runs_of(cell, column, results) for cell in cells)
 
 
+@pytest.mark.slow
 def test_main_writes_the_table_column_by_column(finished, monkeypatch, capsys):
     from absl import flags
 

@@ -17,6 +17,7 @@ def on_grid(target, half_width, n):
     return axis, np.exp(np.asarray(log_probs, np.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", universality.SUITES[2], ids=lambda target: target.name)
 def test_2d_targets_integrate_to_one_and_samples_follow_them(target):
     half_width = 12

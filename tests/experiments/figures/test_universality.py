@@ -25,6 +25,7 @@ def small(monkeypatch):
     monkeypatch.setattr(universality, "CAPACITIES", (TINY,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", universality.DIRECTIONS)
 def test_divergences_of_known_flows(monkeypatch, direction):
     """A fresh affine flow is the standard normal density: KL(N(m, s^2) || N(0, 1)) and back."""
