@@ -156,7 +156,7 @@ def test_real_nvp_of_maps_is_a_chain_of_couplings(mask):
     masks = [m if i % 2 == 0 else ~m for i, m in enumerate(first)]
     chain = flows.chain(*(flows.coupling(m, network((4,))) for m in masks))
     y, log_det = jax.jit(flow.apply)(params, x)
-    expected_y, expected_log_det = jax.jit(chain.apply)(params, x)
+    expected_y, expected_log_det = jax.jit(chain.apply)(tuple(layers_of(params)), x)
     np.testing.assert_allclose(y, expected_y, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
     assert np.all(np.abs(y - x) > 1e-6)  # Two layers reach every entry.

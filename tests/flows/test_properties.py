@@ -26,6 +26,10 @@ FAR_CASES = [
     and case.name not in ("real_nvp-0", "real_nvp-2", "real_nvp-5", "real_nvp-channel", "repeat-3")
     and case.name not in ("iaf-0", "iaf-1", "iaf-1-context", "iaf-image", "iaf-2", "maf-5")
 ]
+# Far out each gate of an inverse multiplies by up to e^20, so that between a deep stack's layers
+# entries exceed the dtype's largest number, and the entries that depend on them are lost, however
+# small they are. Single gates are tried in both directions, as coupling and as autoregressive-2.
+FAR_ONE_WAY = {"iaf-deep": ("apply",)}
 EAGER_CASES = {"chain", "real_nvp-5", "repeat-3", "autoregressive-sigmoids", "iaf-deep"}
 assert {case.name for case in CASES} >= EAGER_CASES
 
@@ -303,9 +307,11 @@ def test_finite_far_out(case, dtype):
 
         return jax.value_and_grad(log_prob, (0, 1), has_aux=True)(params, x)
 
-    def both_directions(params, x, context):
-        return [at_a_point(direction, params, x, context) for direction in ("apply", "inverse")]
+    directions = FAR_ONE_WAY.get(case.name, ("apply", "inverse"))
+
+    def at_points(params, x, context):
+        return [at_a_point(direction, params, x, context) for direction in directions]
 
     assert_finite_where_representable(
-        jax.vmap(both_directions, (None, 0, 0)), params, x, context, dtype=dtype
+        jax.vmap(at_points, (None, 0, 0)), params, x, context, dtype=dtype
     )
