@@ -241,7 +241,7 @@ def evidence(
             stacklevel=2,
         )
     return Evidence(
-        log_z=log_z,
+        log_z=float(log_z),
         standard_error=float(weights.std(ddof=1) / math.sqrt(num_samples)),
         elbo=float(log_weights.mean()),
         effective_sample_size=float(weights.sum() ** 2 / (weights**2).sum()),

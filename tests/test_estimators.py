@@ -158,7 +158,7 @@ def test_the_same_key_gives_the_same_estimate_and_program():
     truth, x = Truth(**OFF), data(6)
     calls = []
 
-    def apply(params, x):
+    def apply(params, x, context=None):
         calls.append(x.shape)
         return LED_MODEL.encoder.apply(params, x)
 

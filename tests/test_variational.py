@@ -81,7 +81,7 @@ def test_evidence_of_a_mixture_by_a_flexible_flow():
     density = densities.transformed(densities.standard_normal((2,)), flow)
     params = density.init(KEY, jnp.zeros(2))
     result = variational.to_log_density(
-        density, params, KEY, log_density, num_steps=500, batch_size=128, learning_rate=2e-2
+        density, params, KEY, log_density, num_steps=500, batch_size=128, learning_rate=1e-2
     )
     estimate = variational.evidence(density, result.params, jax.random.key(5), log_density, 5000)
     assert abs(estimate.log_z + 0.7) < 4 * estimate.standard_error < 0.1
