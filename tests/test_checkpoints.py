@@ -154,7 +154,7 @@ def no_prior_flow(led):
     ("change", "message"),
     [
         (other_width, r"decoder/Dense_0/bias is float32\[4\] there and float32\[5\] here"),
-        (other_depth, r"is missing there and float32\[.*\] here"),
+        (other_depth, r"is float32\[2, 4\] there and float32\[3, 4\] here"),
         (no_prior_flow, r"is float32\[.*\] there and missing here.*; and \d+ more"),
     ],
 )
