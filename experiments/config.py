@@ -6,7 +6,9 @@ from typing import Any
 
 from led_jax import descriptions, sharding
 
-_TRANSFORMERS = ("additive", "affine", "gated", "rational_quadratic", "deep_sigmoid")
+TRANSFORMERS = ("additive", "affine", "gated", "rational_quadratic", "deep_sigmoid")
+"""The elementwise maps of `led_jax.flows` that the flags name."""
+
 FLOWS = {"nvp": "real_nvp", "made": "iaf", "pixelcnn": "iaf"}
 """Short names of flows, whose other flags are --prior_* and --posterior_*: their constructors."""
 
@@ -69,7 +71,7 @@ class Config:
     prior_depth: int = _field(4, "L_prior: prior layers; 0 keeps N(0, I).")
     prior_hidden: tuple[int, ...] = _field((100,), "Hidden widths of each prior layer.")
     prior_transformer: str = _field(
-        "affine", "Elementwise map of each prior layer.", choices=_TRANSFORMERS
+        "affine", "Elementwise map of each prior layer.", choices=TRANSFORMERS
     )
     posterior: str = _field(
         "made",
@@ -82,7 +84,7 @@ class Config:
     posterior_transformer: str = _field(
         "default",
         "Elementwise map of each posterior layer; default: affine for nvp, else a gate.",
-        choices=("default", *_TRANSFORMERS),
+        choices=("default", *TRANSFORMERS),
     )
     posterior_context: int = _field(
         0,

@@ -10,15 +10,6 @@ from led_jax.data import Dataset
 from led_jax.flows import Flow
 from led_jax.model import LED
 
-TRANSFORMERS = {
-    "additive": flows.additive,
-    "affine": flows.affine,
-    "gated": flows.gated,
-    "rational_quadratic": flows.rational_quadratic,
-    "deep_sigmoid": flows.deep_sigmoid,
-}
-"""The elementwise maps by the names that the flags give them."""
-
 
 def build_led(config: Config, dataset: Dataset) -> LED:
     """The model of a configuration for a data set's images.
@@ -95,5 +86,5 @@ def _arguments(config: Config, part: str) -> tuple[str, dict[str, Any]]:
         arguments["mask"] = getattr(config, f"{part}_mask")
     transformer = getattr(config, f"{part}_transformer")
     if transformer != "default":
-        arguments["transformer"] = TRANSFORMERS[transformer]
+        arguments["transformer"] = getattr(flows, transformer)
     return text, arguments

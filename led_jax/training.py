@@ -78,7 +78,8 @@ class Progress(NamedTuple):
       skipped: updates that were skipped because they were not finite, over all epochs.
       train: means of the objective's metrics over the epoch's steps, without those that were
         skipped; empty if all were.
-      seconds: wall time of the epoch's steps, without compilation.
+      seconds: wall time of the epoch's steps, without compilation; with data on the host the first
+        epoch's has it, as programs are then compiled when their first block comes.
       compile_seconds: time to make the epoch's program, 0 where it was at hand.
     """
 

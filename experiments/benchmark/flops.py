@@ -8,7 +8,6 @@ import math
 
 from experiments.benchmark.peers import FEATURES, HIDDEN, PIXELS, RESCONV_HIDDEN, SIDE
 from experiments.config import Config
-from experiments.models import TRANSFORMERS
 from led_jax import flows
 
 
@@ -81,7 +80,7 @@ def _block_flops(positions: int, channels: int, hidden: int, features: int) -> i
 
 def _prior_layer_flops(config: Config) -> int:
     """Of a coupling layer, convolutional where the latent variables are a map."""
-    num_params = TRANSFORMERS[config.prior_transformer].num_params
+    num_params = getattr(flows, config.prior_transformer).num_params
     if config.latent_shape:
         maps, positions = config.latent_shape[-1], math.prod(config.latent_shape[:2])
         widths = (maps, *config.prior_hidden, num_params * maps)
@@ -93,8 +92,9 @@ def _prior_layer_flops(config: Config) -> int:
 
 def _posterior_layer_flops(config: Config) -> int:
     """Of a MADE layer, or a PixelCNN layer where the latent variables are a map."""
-    default = flows.gated  # What `iaf` takes where it is given none: other gates are as large.
-    num_params = TRANSFORMERS.get(config.posterior_transformer, default).num_params
+    name = config.posterior_transformer
+    # Where it is given none `iaf` takes a gate, of as many parameters as this one.
+    num_params = getattr(flows, "gated" if name == "default" else name).num_params
     hidden = config.posterior_hidden
     if not config.latent_shape:
         return network_flops(config.latent_size, *hidden, num_params * config.latent_size)
