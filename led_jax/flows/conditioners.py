@@ -146,8 +146,7 @@ def read_context(context_dim: int | None, x: Array, context: Array | None) -> Ar
         or context.shape[-1:] != (context_dim,)
         or context.ndim > x.ndim
         or any(
-            n not in (1, m)
-            for n, m in zip(context.shape[-2::-1], batch_shape[::-1], strict=False)
+            n not in (1, m) for n, m in zip(context.shape[-2::-1], batch_shape[::-1], strict=False)
         )
     ):
         given = None if context is None else context.shape
