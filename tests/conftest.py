@@ -6,8 +6,10 @@ from pathlib import Path
 import jax
 import pytest
 
-# Makes `import support` work whatever directory and import mode pytest runs with.
-sys.path.insert(0, str(Path(__file__).parent))
+# Makes `import support` work whatever directory and import mode pytest runs with. The project comes
+# first: `experiments` is not the folder of that name here.
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 # Tolerances are those of float32 products, also on accelerators that round them by default.
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -96,7 +96,7 @@ def damaged(directory):
 
 def half_deleted(directory):
     unfinished(directory)
-    shutil.rmtree(directory / "w" / "checkpoints" / "1" / "last")
+    shutil.rmtree(directory / "w" / "checkpoints" / "1" / "arrays")
 
 
 def without_checkpoints(directory):
