@@ -135,9 +135,13 @@ class _MaskedDense(NamedTuple):
         features = self.num_params * len(self.out_degrees)
         return {"kernel": (len(self.in_degrees), features), "bias": (features,)}
 
+    def mask(self) -> np.ndarray:
+        """True where the input may reach the output, in the kernel's shape."""
+        return np.tile(self.in_degrees[:, None] <= self.out_degrees, self.num_params)
+
     def init(self, key: Array, dtype: Any, gain: float) -> Params:
         """Normal weights of variance gain / fan-in, counting the inputs that the mask lets pass."""
-        mask = np.tile(self.in_degrees[:, None] <= self.out_degrees, self.num_params)
+        mask = self.mask()
         std = np.sqrt(gain / np.maximum(mask.sum(0), 1))
         kernel = jax.random.normal(key, mask.shape, dtype) * (mask * std).astype(dtype)
         return {"kernel": kernel, "bias": jnp.zeros(self.shapes()["bias"], dtype)}
@@ -145,23 +149,21 @@ class _MaskedDense(NamedTuple):
     def apply(self, params: Params, x: Array) -> Array:
         """From `[..., rows]` to `[..., num_params, columns]`.
 
-        The mask is block-triangular: the product is computed in blocks of columns, each reading the
-        rows that its last column needs.
+        The mask is block-triangular: the product is computed in blocks of rows, each without the
+        columns that no row of it may reach.
         """
-        kernel, bias = self._by_column(params, x.dtype)
-        outputs, num_blocks = [], _num_blocks(len(self.in_degrees), len(self.out_degrees))
+        kernel, bias = (params[name].astype(x.dtype) for name in ("kernel", "bias"))
+        num_blocks = _num_blocks(len(self.in_degrees), len(self.out_degrees))
+        edges = [i * len(kernel) // num_blocks for i in range(num_blocks)]
+        mask = self.mask()
+        y = match_rank(bias, x.ndim)
         # In pieces and not as slices, because the gradient of a split is a concatenation.
-        for block, degrees in zip(
-            jnp.array_split(kernel, num_blocks, -1),
-            np.array_split(self.out_degrees, num_blocks),
-            strict=True,
-        ):
-            seen = int(np.searchsorted(self.in_degrees, degrees[-1], "right"))
-            mask = self.in_degrees[:seen, None, None] <= degrees
-            block = jnp.where(np.broadcast_to(mask, block[:seen].shape), block[:seen], 0)
-            y = x[..., :seen] @ block.reshape(seen, self.num_params * len(degrees))
-            outputs.append(y.reshape(*y.shape[:-1], self.num_params, len(degrees)))
-        return jnp.concatenate(outputs, -1) + match_rank(bias, x.ndim + 1)
+        for start, block in zip(edges, jnp.split(kernel, edges[1:]), strict=True):
+            rows = slice(start, start + len(block))
+            unreached = int(np.argmax(mask[start])) if start else 0
+            block = jnp.where(mask[rows, unreached:], block[:, unreached:], 0)
+            y += jnp.pad(x[..., rows] @ block, (*[(0, 0)] * (x.ndim - 1), (unreached, 0)))
+        return y.reshape(*y.shape[:-1], self.num_params, len(self.out_degrees))
 
     def by_degree(
         self, params: Params, dtype: Any
@@ -172,9 +174,10 @@ class _MaskedDense(NamedTuple):
         n is the largest number of outputs of one degree. Where a degree has fewer, neighbours fill
         up: those of lower degree are right, those of higher degree wait for inputs still unknown.
         """
-        kernel, bias = self._by_column(params, dtype)
-        mask = self.in_degrees[:, None, None] <= self.out_degrees
-        kernel = jnp.where(np.broadcast_to(mask, kernel.shape), kernel, 0)
+        parts = self.num_params, len(self.out_degrees)
+        kernel, bias = (params[name].astype(dtype) for name in ("kernel", "bias"))
+        kernel = jnp.where(self.mask(), kernel, 0).reshape(len(kernel), *parts)
+        bias = bias.reshape(parts)
         n = int(np.bincount(self.out_degrees).max())
 
         def outputs(x: Array, degree: Array) -> tuple[Array, Array]:
@@ -187,15 +190,9 @@ class _MaskedDense(NamedTuple):
 
         return outputs
 
-    def _by_column(self, params: Params, dtype: Any) -> tuple[Array, Array]:
-        """Kernel `[rows, num_params, columns]` and bias `[num_params, columns]`."""
-        kernel, bias = (params[name].astype(dtype) for name in ("kernel", "bias"))
-        parts = self.num_params, len(self.out_degrees)
-        return kernel.reshape(len(kernel), *parts), bias.reshape(parts)
-
 
 def _num_blocks(rows: int, columns: int) -> int:
-    """Column blocks of a masked product: more of them skip more zeros, but multiply slower.
+    """Row blocks of a masked product: more of them skip more zeros, but multiply slower.
 
     Two for the square products, one for the narrow ones, is what stepped fastest on a CPU.
     """
