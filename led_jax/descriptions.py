@@ -518,8 +518,8 @@ def parameters(name: str) -> Mapping[str, inspect.Parameter]:
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """Reads `real_nvp:depth=4,hidden=64x64,transformer=affine`, as the binaries' flags have it.
 
-    Values are ints, floats, true, false, none, tuples as `64x64` or `(64, 64)`, and registered
-    names; or strings where the constructor takes a string.
+    Values are ints, floats, true, false, none, tuples as `64x64` or `(64, 64)`, registered names,
+    and what constructors make, as `gate(bias=1)`; or strings where the constructor takes a string.
 
     >>> import led_jax
     >>> led_jax.descriptions.parse("real_nvp:depth=4,hidden=64x64,mask=channel")
@@ -533,7 +533,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, rest = text.partition(":")
     parameters, arguments = _find(name, to_make=True).signature.parameters, {}
-    for item in re.split(r",(?![^(]*\))", rest) if rest else ():
+    for item in _items(rest):
         key, equals, value = map(str.strip, item.partition("="))
         if not equals or key in arguments:
             raise ValueError(f"{text!r}: expected NAME:KEY=VALUE,KEY=VALUE,..., got {item!r}")
@@ -541,6 +541,18 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{name} has no argument {key}; it has {', '.join(parameters)}")
         arguments[key] = _parse_argument(value, parameters[key], f"{name}:{key}")
     return name, arguments
+
+
+def _items(text: str) -> list[str]:
+    """What the commas outside of parentheses separate."""
+    items, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and not depth:
+            items.append("")
+        else:
+            items[-1] += letter
+    return items if text else []
 
 
 def _parse_argument(text: str, parameter: inspect.Parameter, path: str) -> Any:
@@ -554,9 +566,16 @@ def _parse_argument(text: str, parameter: inspect.Parameter, path: str) -> Any:
     return float(value) if annotation is float and type(value) is int else value
 
 
+def _make_parsed(text: str) -> Any:
+    name, arguments = parse(text)
+    return make(name, **arguments)
+
+
 def _parse_value(text: str, path: str) -> Any:
     if text.startswith("(") and text.endswith(")"):
-        return tuple(_parse_value(part.strip(), path) for part in text[1:-1].split(",") if part)
+        return tuple(_parse_value(part.strip(), path) for part in _items(text[1:-1]) if part)
+    if call := re.fullmatch(r"(\w+)\((.*)\)", text):
+        return _make_parsed("{}:{}".format(*call.groups()))
     if re.fullmatch(r"\d+(x\d+)+", text):
         return tuple(map(int, text.split("x")))
     words = {"true": True, "false": False, "none": None}

@@ -524,6 +524,8 @@ def test_flags_name_a_constructor_and_its_arguments(registry):
         4, (64, 32), jax.nn.elu, scale=1.0, mode="none", mask=(1, 2.5, None)
     )
     assert make("compose", maps=(registry.unit,)) == registry.compose(registry.unit)
+    nested = parse("dense:width=4,network=network(shape=7,hidden=(3)),mode=none")[1]
+    assert nested["network"].args == registry.network((7,), (3,)).args
 
 
 @pytest.mark.parametrize(
@@ -534,6 +536,8 @@ def test_flags_name_a_constructor_and_its_arguments(registry):
         ("dense:depth=4", "dense has no argument depth; it has width, hidden"),
         ("dense:width", "expected NAME:KEY=VALUE"),
         ("dense:width=1,width=2", "expected NAME:KEY=VALUE"),
+        ("dense:network=network(7)", "'network:7': expected NAME:KEY=VALUE"),
+        ("dense:network=network()", "network: missing a required argument: 'shape'"),
         (
             "dense:activation=rleu",
             "dense:activation: 'rleu' is not registered.* jax.nn.relu.*unit",

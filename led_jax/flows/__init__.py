@@ -18,6 +18,7 @@ from led_jax.flows.transformers import (
     gate,
     gated,
     rational_quadratic,
+    scaled,
     sigmoid_mixture,
     spline,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "probit",
     "random_half",
     "rational_quadratic",
+    "scaled",
     "real_nvp",
     "repeat",
     "reverse",

@@ -16,8 +16,6 @@ from jax import Array
 from led_jax.descriptions import constructor, describe, register
 from led_jax.numerics import log_sigmoid, match_rank, softplus, widened
 
-# Bounds |log scale| of `affine`: a layer scales by at most e^3, whatever its network emits.
-_MAX_LOG_SCALE = 3.0
 # `gate` closes no further than to e^-20, beyond what float32 resolves: its inverse stays finite.
 _MIN_LOGIT = -20.0
 
@@ -74,26 +72,47 @@ additive.__doc__ = (
 )
 
 
-def _bounded_log_scale(raw: Array) -> Array:
-    return _MAX_LOG_SCALE * jnp.tanh(raw / _MAX_LOG_SCALE)
+def _bounded(raw: Array, bound: float) -> Array:
+    return bound * jnp.tanh(raw / bound)
 
 
-def _affine_apply(raw: Array, x: Array) -> tuple[Array, Array]:
-    shift, log_scale = _split(raw)
-    log_scale = _bounded_log_scale(log_scale)
-    y = x * jnp.exp(log_scale) + shift
-    return y, jnp.broadcast_to(log_scale, y.shape)
+@constructor
+def scaled(max_log_scale: float) -> Transformer:
+    """y = x e^s + t, with s = m tanh(raw / m) for m = `max_log_scale`.
+
+    A layer scales by e^m at most, a stack of L layers by e^(L m), whatever its networks emit. Far
+    from the data a deep stack meets inputs that it has not learned to scale: a small m bounds what
+    they cost.
+
+    >>> y, log_det = scaled(0.5).apply(jnp.full((2, 1), 9.0), jnp.zeros(1))
+    >>> float(log_det[0])
+    0.5
+
+    Raises:
+      ValueError: if max_log_scale is not a positive number.
+    """
+    if not 0 < max_log_scale < math.inf:
+        raise ValueError(f"scaled: max_log_scale must be a positive number, got {max_log_scale}")
+
+    def split(raw: Array) -> tuple[Array, Array]:
+        shift, log_scale = _split(raw)
+        return shift, _bounded(log_scale, max_log_scale)
+
+    def apply(raw: Array, x: Array) -> tuple[Array, Array]:
+        shift, log_scale = split(raw)
+        y = x * jnp.exp(log_scale) + shift
+        return y, jnp.broadcast_to(log_scale, y.shape)
+
+    def inverse(raw: Array, y: Array) -> tuple[Array, Array]:
+        shift, log_scale = split(raw)
+        x = (y - shift) * jnp.exp(-log_scale)
+        return x, jnp.broadcast_to(-log_scale, x.shape)
+
+    return Transformer(2, apply, inverse, cheap="both")
 
 
-def _affine_inverse(raw: Array, y: Array) -> tuple[Array, Array]:
-    shift, log_scale = _split(raw)
-    log_scale = _bounded_log_scale(log_scale)
-    x = (y - shift) * jnp.exp(-log_scale)
-    return x, jnp.broadcast_to(-log_scale, x.shape)
-
-
-affine = register("affine", Transformer(2, _affine_apply, _affine_inverse, cheap="both"))
-affine.__doc__ = """y = x e^s + t, with s = 3 tanh(raw / 3).
+affine = register("affine", scaled(3.0))
+affine.__doc__ = """`scaled` by at most e^3: y = x e^s + t, with s = 3 tanh(raw / 3).
 
 Real NVP: Dinh, Sohl-Dickstein and Bengio (2016), eq. 7, https://arxiv.org/abs/1605.08803.
 """
@@ -256,7 +275,7 @@ def sigmoid_mixture(num_units: int = 8) -> Transformer:
         )
         spread = (2 * jnp.arange(num_units, dtype=raw.dtype)[:, None] + 1) / num_units - 1
         shift = shift + match_rank(spread, raw.ndim)
-        return jax.nn.log_softmax(logits, -2), _bounded_log_scale(log_scale), shift
+        return jax.nn.log_softmax(logits, -2), _bounded(log_scale, 3.0), shift
 
     def apply(raw: Array, x: Array) -> tuple[Array, Array]:
         log_weight, log_scale, shift = split(raw)

@@ -14,6 +14,7 @@ from led_jax.flows.transformers import (
     gate,
     gated,
     rational_quadratic,
+    scaled,
     sigmoid_mixture,
     spline,
 )
@@ -26,6 +27,7 @@ TRANSFORMERS = {
     "gate": gate(-0.7),
     "rational_quadratic": rational_quadratic,
     "box": BOX,
+    "scaled": scaled(0.5),
     "deep_sigmoid": deep_sigmoid,
 }
 
@@ -72,11 +74,19 @@ def test_values(x64):
     np.testing.assert_allclose(additive.apply(raw[:1], x)[0], [2.5, 1.0])
     scale = np.exp(3 * np.tanh([0.5, -15 / 3]))
     np.testing.assert_allclose(affine.apply(raw, x)[0], scale * x + raw[0])
+    bound = np.exp([0.5 * np.tanh(1.5 / 0.5), -0.5])  # At -15 the bound is reached.
+    np.testing.assert_allclose(scaled(0.5).apply(raw, x)[0], bound * x + raw[0])
     for transformer, bias in ((gated, 1.5), (gate(-0.7), -0.7)):
         share = 1 / (1 + np.exp(-np.maximum(raw[1] + bias, -20)))
         y, log_det = transformer.apply(raw, x)
         np.testing.assert_allclose(y, share * x + (1 - share) * raw[0])
         np.testing.assert_allclose(log_det, np.log(share))
+
+
+@pytest.mark.parametrize("bound", [0, -1.0, float("inf"), float("nan")])
+def test_scaled_needs_a_bound(bound):
+    with pytest.raises(ValueError, match="max_log_scale must be a positive number"):
+        scaled(bound)
 
 
 @each_transformer

@@ -112,7 +112,7 @@ CASES = [
     ),
     Case(
         "real_nvp-deep",
-        lambda: flows.real_nvp((3,), 18, hidden=HIDDEN, **CONTEXT),
+        lambda: flows.real_nvp((3,), 18, hidden=HIDDEN, transformer=flows.scaled(0.5), **CONTEXT),
         (3,),
         True,
         noise=0.2,
