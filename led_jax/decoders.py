@@ -72,6 +72,12 @@ class Decoder(NamedTuple):
 def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
     """p(x|z) = product over the entries of x of likelihood(x_i; network(z)_i).
 
+    >>> from led_jax import likelihoods, networks
+    >>> network = decoder(likelihoods.gaussian(std=0.5), networks.MLP((32, 64)))
+    >>> params = network.init(jax.random.key(0), jnp.zeros((1, 5)))
+    >>> network.log_prob(params, jnp.zeros((4, 5)), jnp.zeros((4, 64))).shape
+    (4,)
+
     Args:
       likelihood: what P outputs say of one entry.
       network: maps z to `[..., P * D]`, the first output of every entry first.
@@ -109,6 +115,11 @@ def mlp_decoder(
 ) -> Decoder:
     """A fully connected decoder to x `[..., D]`.
 
+    >>> network = mlp_decoder(64, hidden=(32,))
+    >>> params = network.init(jax.random.key(0), jnp.zeros((1, 5)))
+    >>> network.mean(params, jnp.zeros((4, 5))).shape
+    (4, 64)
+
     Args:
       x_dim: number D of entries of x.
       hidden: widths of the hidden layers.
@@ -131,6 +142,11 @@ def resconv_decoder(
 
     Where the encoder's blocks halve a map, the decoder's double it by bilinear interpolation, and
     cut it to the size that it has in the encoder.
+
+    >>> network = resconv_decoder((8, 8))
+    >>> params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 5)))
+    >>> jax.eval_shape(network.mean, params, jnp.zeros((4, 5))).shape
+    (4, 64)
 
     Args:
       image_shape: (H, W) in pixels.
@@ -156,6 +172,11 @@ def spatial_decoder(
     likelihood: Likelihood | None = None,
 ) -> Decoder:
     """The mirror image of `spatial_encoder`.
+
+    >>> network = spatial_decoder((8, 8), latent_shape=(2, 2, 3))
+    >>> params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 2, 2, 3)))
+    >>> jax.eval_shape(network.mean, params, jnp.zeros((4, 2, 2, 3))).shape
+    (4, 64)
 
     Args:
       image_shape: height and width in pixels.

@@ -76,7 +76,12 @@ def normal_log_prob(x: Array) -> Array:
 
 @constructor
 def standard_normal(event_shape: tuple[int, ...]) -> Density:
-    """N(0, I) on events of the given shape; it has no parameters and ignores a context."""
+    """N(0, I) on events of the given shape; it has no parameters and ignores a context.
+
+    >>> density = standard_normal((2,))
+    >>> round(float(density.log_prob((), jnp.zeros(2))), 4)
+    -1.8379
+    """
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
         x = as_float("x", x)
@@ -98,7 +103,11 @@ def standard_normal(event_shape: tuple[int, ...]) -> Density:
 
 @constructor
 def uniform(event_shape: tuple[int, ...]) -> Density:
-    """The uniform density on (0, 1)^D: log-density 0 inside, -inf outside."""
+    """The uniform density on (0, 1)^D: log-density 0 inside, -inf outside.
+
+    >>> uniform((1,)).log_prob((), jnp.array([[0.3], [7.0]])).tolist()
+    [0.0, -inf]
+    """
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
         x = as_float("x", x)
@@ -124,6 +133,11 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
     The parameters are `{"logits": [K], "mean": [K, *event_shape], "log_std": [K, *event_shape]}`.
     `init` draws the means from the rows of its `x`, or around `x` where it has no batch axes, and
     starts at equal weights and unit variances.
+
+    >>> density = mixture_of_normals((2,), num_components=3)
+    >>> params = density.init(jax.random.key(0), jnp.zeros(2))
+    >>> density.log_prob(params, jnp.zeros((4, 2))).shape
+    (4,)
 
     Args:
       event_shape: shape of an event.
@@ -184,6 +198,12 @@ def transformed(base: Density, flow: Flow) -> Density:
 
     log p(y) = log p_base(f^-1(y)) + log|det df^-1/dy|. Huang et al. (2017), section 4. A sample is
     scored on the way out, without inverting the flow. A context goes to both base and flow.
+
+    >>> from led_jax import flows
+    >>> density = transformed(standard_normal((2,)), flows.real_nvp((2,), depth=4))
+    >>> params = density.init(jax.random.key(0), jnp.zeros(2))
+    >>> density.sample_and_log_prob(params, jax.random.key(1), (5,))[0].shape
+    (5, 2)
 
     Args:
       base: density of x.

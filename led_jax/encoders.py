@@ -63,6 +63,11 @@ def mlp_encoder(
 ) -> Encoder:
     """A fully connected encoder of x `[..., D]`.
 
+    >>> encoder = mlp_encoder(latent_dim=5, hidden=(32,))
+    >>> params = encoder.init(jax.random.key(0), jnp.zeros((1, 64)))
+    >>> encoder.apply(params, jnp.zeros((4, 64))).mean.shape
+    (4, 5)
+
     Args:
       latent_dim: number of latent variables.
       hidden: widths of the hidden layers.
@@ -109,6 +114,11 @@ def resconv_encoder(
 
     Huang et al. (2017), table 1.
 
+    >>> encoder = resconv_encoder((8, 8), latent_dim=5)
+    >>> params = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 64)))
+    >>> jax.eval_shape(encoder.apply, params, jnp.zeros((4, 64))).mean.shape
+    (4, 5)
+
     Args:
       image_shape: (H, W) in pixels.
       latent_dim: number of latent variables.
@@ -134,6 +144,11 @@ def spatial_encoder(
     """`resconv_encoder` without its fully connected layers: the latent variables are maps.
 
     After the blocks a 3 x 3 convolution emits mean, log standard deviation and context.
+
+    >>> encoder = spatial_encoder((8, 8), latent_shape=(2, 2, 3))
+    >>> params = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 64)))
+    >>> jax.eval_shape(encoder.apply, params, jnp.zeros((4, 64))).mean.shape
+    (4, 2, 2, 3)
 
     Args:
       image_shape: height and width in pixels.

@@ -36,7 +36,12 @@ class Likelihood(NamedTuple):
 
 @constructor
 def bernoulli() -> Likelihood:
-    """Bernoulli(x; sigmoid(raw)), for x in {0, 1}."""
+    """Bernoulli(x; sigmoid(raw)), for x in {0, 1}.
+
+    >>> likelihood = bernoulli()
+    >>> round(float(likelihood.log_prob(jnp.zeros((1, 1)), jnp.ones(1))[0]), 4)
+    -0.6931
+    """
 
     def log_prob(raw: Array, x: Array) -> Array:
         logit = raw[..., 0, :]
@@ -54,6 +59,10 @@ def bernoulli() -> Likelihood:
 @constructor
 def gaussian(std: float) -> Likelihood:
     """N(x; raw, std^2), for real x.
+
+    >>> likelihood = gaussian(std=1.0)
+    >>> round(float(likelihood.log_prob(jnp.zeros((1, 1)), jnp.zeros(1))[0]), 4)
+    -0.9189
 
     Args:
       std: standard deviation, the same for every entry.

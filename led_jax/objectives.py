@@ -63,6 +63,9 @@ def elbo(kl_weight: float | Schedule = 1.0) -> Objective:
 
     loss = -E[log p(x|z)] + w E[log q(z|x) - log p(z)]: Huang et al. (2017), eq. 5, for w = 1.
 
+    >>> elbo(kl_weight=0.5)
+    elbo(0.5)
+
     Args:
       kl_weight: w, or an optax schedule of the step. One that rises to 1 is a warm-up (Sonderby et
         al., 2016, https://arxiv.org/abs/1602.02282).
@@ -86,6 +89,12 @@ def maximum_likelihood() -> Objective:
     """-E[log p(x)] of a `Density`, which is KL(data || p) up to the data's entropy.
 
     Its metric is "log_prob", in nats.
+
+    >>> from led_jax import densities
+    >>> density, x = densities.standard_normal((2,)), jnp.zeros((3, 2))
+    >>> loss, _ = maximum_likelihood().loss(density, (), (), jax.random.key(0), x, 0)
+    >>> round(float(loss), 4)
+    1.8379
     """
 
     def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):

@@ -76,7 +76,12 @@ class Prior(NamedTuple):
 
 @constructor
 def lift(density: Density) -> Prior:
-    """The prior that is a density and reads nothing; its `init` sees draws from the posterior."""
+    """The prior that is a density and reads nothing; its `init` sees draws from the posterior.
+
+    >>> from led_jax import densities
+    >>> lift(densities.standard_normal((2,)))
+    lift(standard_normal((2,)))
+    """
 
     def init(key: Array, x: Array, posterior: Posterior, context: Array | None = None) -> Params:
         z_key, density_key = jax.random.split(key)

@@ -1,9 +1,17 @@
 """The code of README and of the documentation runs, each page in order and in one namespace."""
 
+import doctest
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+import led_jax
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/extending.md"]
@@ -31,3 +39,23 @@ def test_lines_are_counted():
         for block in blocks("docs/extending.md")[1 : 1 + len(rows)]
     ]
     assert rows and list(map(int, rows)) == counts
+
+
+MODULES = [info.name for info in pkgutil.walk_packages(led_jax.__path__, "led_jax.")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name):
+    module = importlib.import_module(name)
+    names = {"jax": jax, "jnp": jnp, "np": np}
+    assert doctest.testmod(module, extraglobs=names).failed == 0
+
+
+# The others describe types that flax makes, or take a module of the user's.
+WITHOUT = {"LED", "MLP", "ResConvDecoder", "ResConvEncoder", "gaussian_encoder"}
+
+
+def test_public_constructors_have_a_doctest():
+    text = "".join(path.read_text() for path in (ROOT / "led_jax").rglob("*.py"))
+    found = re.findall(r'^@constructor\n(?:def|class) (\w+).*?"""(.*?)"""', text, re.M | re.S)
+    assert {name for name, documentation in found if ">>>" not in documentation} == WITHOUT

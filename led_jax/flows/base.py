@@ -66,6 +66,10 @@ class Flow(NamedTuple):
 def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
     """The composition that applies the first flow first.
 
+    >>> from led_jax import flows
+    >>> chain(flows.reverse(), flows.reverse()).apply(((), ()), jnp.arange(3.0))[0].tolist()
+    [0.0, 1.0, 2.0]
+
     Args:
       *flows: flows on events of one shape. None at all give the identity.
       event_ndims: number of event axes. Only the identity needs to be told.
@@ -107,6 +111,10 @@ def invert(flow: Flow) -> Flow:
     """The same map with its two directions exchanged; base and target change places.
 
     An inverse autoregressive flow becomes a masked autoregressive flow, for instance.
+
+    >>> flow = invert(chain())
+    >>> flow
+    invert(chain())
     """
     return Flow(flow.init, flow.inverse, flow.apply)
 
@@ -212,6 +220,10 @@ def _unstack(params: Params, depth: int) -> tuple[Params, ...]:
 @constructor
 def flatten(flow: Flow, event_shape: tuple[int, ...]) -> Flow:
     """A flow on vectors `[..., D]`, made to act on events of a shape with D entries.
+
+    >>> flow = flatten(chain(), (2, 3))
+    >>> flow.apply(flow.init(jax.random.key(0), jnp.zeros((2, 3))), jnp.ones((5, 2, 3)))[0].shape
+    (5, 2, 3)
 
     Raises:
       ValueError: (from the flow's functions) if an input does not end in `event_shape`.

@@ -10,6 +10,9 @@ import numpy as np
 def random_half(event_shape: tuple[int, ...], seed: int) -> np.ndarray:
     """A mask of D // 2 entries drawn at random from the event's D.
 
+    >>> int(random_half((2, 3), seed=0).sum())
+    3
+
     Args:
       event_shape: shape of the event.
       seed: seed of the draw, which is NumPy's default generator's; the same seed gives the same
@@ -27,6 +30,9 @@ def checkerboard(event_shape: tuple[int, ...]) -> np.ndarray:
     Dinh, Sohl-Dickstein and Bengio (2016), figure 3 left, https://arxiv.org/abs/1605.08803.
     Entry (0, 0) is False, so that the mask never has more than half of the positions.
 
+    >>> checkerboard((2, 3, 1))[..., 0].astype(int).tolist()
+    [[0, 1, 0], [1, 0, 1]]
+
     Raises:
       ValueError: if the event has neither two nor three axes.
     """
@@ -41,6 +47,9 @@ def channel(event_shape: tuple[int, ...]) -> np.ndarray:
     """A mask of the first half of the last axis.
 
     Dinh, Sohl-Dickstein and Bengio (2016), figure 3 right, https://arxiv.org/abs/1605.08803.
+
+    >>> channel((1, 1, 4))[0, 0].astype(int).tolist()
+    [1, 1, 0, 0]
     """
     return np.broadcast_to(np.arange(event_shape[-1]) < event_shape[-1] // 2, event_shape)
 
@@ -52,6 +61,9 @@ def hidden_degrees(size: int, event_size: int, *, lowest: int = 1) -> np.ndarray
     https://arxiv.org/abs/1502.03509, with the degrees spread evenly rather than drawn. A layer with
     two units a degree or more gives half of its units the lower half of the degrees and the other
     half the upper one, so that a masked product splits into two blocks of equal width.
+
+    >>> hidden_degrees(4, 5).tolist()
+    [1, 2, 3, 4]
 
     Args:
       size: number of hidden units.

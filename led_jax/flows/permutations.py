@@ -13,6 +13,9 @@ from led_jax.flows.base import Flow
 def permute(order: np.ndarray | Array) -> Flow:
     """y_i = x_order[i] on vectors `[..., D]`.
 
+    >>> permute(np.array([2, 0, 1])).apply((), jnp.arange(3.0))[0].tolist()
+    [2.0, 0.0, 1.0]
+
     Args:
       order: a permutation of 0..D-1, as integers `[D]`.
 
@@ -29,7 +32,12 @@ def permute(order: np.ndarray | Array) -> Flow:
 
 @constructor
 def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> Flow:
-    """`permute` with the inverse given, so that a traced order needs no sorting; trusts both."""
+    """`permute` with the inverse given, so that a traced order needs no sorting; trusts both.
+
+    >>> flow = permute_by(np.array([2, 0, 1]), np.array([1, 2, 0]))
+    >>> flow.inverse((), jnp.arange(3.0))[0].tolist()
+    [1.0, 2.0, 0.0]
+    """
 
     def take(x: Array, indices) -> Array:
         if x.shape[-1] != len(indices):
@@ -47,7 +55,11 @@ def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> 
 
 @constructor
 def reverse() -> Flow:
-    """y_i = x_{D-1-i} on vectors `[..., D]`."""
+    """y_i = x_{D-1-i} on vectors `[..., D]`.
+
+    >>> reverse().apply((), jnp.arange(3.0))[0].tolist()
+    [2.0, 1.0, 0.0]
+    """
 
     def flip(x: Array) -> Array:
         # In one piece XLA would compute the entries in each layer again from all layers before it.

@@ -124,6 +124,10 @@ def gate(bias: float) -> Transformer:
 
     The update of inverse autoregressive flow: Kingma et al. (2016), eq. 13 to 15,
     https://arxiv.org/abs/1606.04934. A layer starts as y = sigmoid(bias) x.
+
+    >>> y, log_det = gate(0.0).apply(jnp.zeros((2, 1)), jnp.ones(1))
+    >>> float(y[0])
+    0.5
     """
 
     def apply(raw: Array, x: Array) -> tuple[Array, Array]:
@@ -178,6 +182,9 @@ def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
 
     Durkan et al. (2019), eq. 4 to 8, https://arxiv.org/abs/1906.04032. A bin is no narrower and no
     lower than 1/1000 of the interval, and no slope at a knot is less than 1/1000.
+
+    >>> spline(4).num_params
+    11
 
     Args:
       num_bins: number of bins K.
@@ -259,6 +266,9 @@ def sigmoid_mixture(num_units: int = 8) -> Transformer:
     https://arxiv.org/abs/1804.00779. The b_j start spread over (-1, 1), else the units would stay
     equal; a fresh map differs from the identity by 0.2 at most. The inverse is found numerically,
     to rounding error, and differentiated by the implicit function theorem.
+
+    >>> sigmoid_mixture(4).cheap
+    'apply'
 
     Args:
       num_units: number J of sigmoids; there are 3 J parameters.
