@@ -30,6 +30,7 @@ from experiments.run import load_run
 from experiments.workdir import read_config, read_json
 from led_jax import LED, Elbo, data, estimators
 
+NUM_COVARIANCE_DRAWS = 50
 NUM_IMAGES = 8
 
 
@@ -97,8 +98,13 @@ def measure(
         )
     rows = jnp.asarray(dataset.train)
     bound = bound_of_all(led, best.params, bound_key, rows)
-    z = jax.jit(led.encode)(best.params, bound_key, rows.astype(jnp.float32))
-    normal_entropy = np.linalg.slogdet(2 * np.pi * np.e * np.cov(np.asarray(z).T))[1] / 2
+    # From one draw a row the entropy is too low by about D (D + 1) / 4N nats.
+    draws = map(
+        partial(jax.jit(led.encode), best.params, x=rows.astype(jnp.float32)),
+        jax.random.split(bound_key, NUM_COVARIANCE_DRAWS),
+    )
+    covariance = np.mean([np.cov(np.asarray(z).reshape(len(rows), -1).T) for z in draws], 0)
+    normal_entropy = np.linalg.slogdet(2 * np.pi * np.e * covariance)[1] / 2
     averages = {}
     for name in ("kl", "mutual_information", "marginal_kl", "log_likelihood"):
         values = np.asarray(getattr(terms, name), np.float64)

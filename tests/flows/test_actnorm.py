@@ -27,11 +27,17 @@ def test_without_batch_axes_it_starts_as_the_identity():
     assert log_det == 0
 
 
-def test_constant_entries_stay_finite():
-    flow, x = flows.actnorm(), jnp.ones((8, 2))
+@pytest.mark.parametrize("x", [np.ones((8, 2)), np.full((8, 2), 0.1), np.array([[3.0, -7]])])
+def test_constant_entries_and_single_rows_are_shifted_alone(x):
+    flow, x = flows.actnorm(), jnp.asarray(x, jnp.float32)
     y, log_det = flow.apply(flow.init(KEY, x), x)
-    np.testing.assert_array_equal(y, np.zeros((8, 2)))
-    assert np.isfinite(log_det).all()
+    np.testing.assert_allclose(y, np.zeros(x.shape), atol=1e-6)
+    np.testing.assert_array_equal(log_det, np.zeros(len(x)))
+
+
+def test_small_entries_are_scaled():
+    flow, x = flows.actnorm(), 1e-5 * normal((50, 2))
+    np.testing.assert_allclose(flow.apply(flow.init(KEY, x), x)[0].std(0), [1, 1], rtol=1e-4)
 
 
 def test_formula(x64):
