@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.test_util import check_grads
 from support import KEY, layers_of, normal, randomise
 from support.cases import smooth_made
@@ -194,8 +194,10 @@ def matmul_flops(jaxpr):
             flops += (
                 2 * eqn.outvars[0].aval.size * math.prod(left.aval.shape[i] for i in contracted)
             )
-        inner = [matmul_flops(sub) for sub in jaxprs_in_params(eqn.params)]
-        flops += eqn.params.get("length", 1) * sum(inner)
+        for value in jax.tree.leaves(eqn.params):
+            if isinstance(value, ClosedJaxpr | Jaxpr):
+                inner = matmul_flops(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+                flops += eqn.params.get("length", 1) * inner
     return flops
 
 
