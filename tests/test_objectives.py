@@ -50,7 +50,8 @@ def test_the_elbo_is_that_of_a_linear_gaussian_model(x64):
 
 def test_a_gradient_is_the_slope_of_the_loss(x64):
     params, x = Truth(**TRUTH).params, data(8)
-    for objective in (objectives.elbo(), objectives.elbo(0.3)):
+    cases = objectives.elbo(), objectives.elbo(0.3), objectives.elbo(1.0, 0.1), objectives.iwae(5)
+    for objective in cases:
         run = loss_of(objective, LED_MODEL, x)
         _, gradient = run(params)
         direction = randomise(jax.tree.map(jnp.zeros_like, params))
@@ -82,7 +83,7 @@ def test_a_weight_may_be_a_schedule_of_the_step(x64):
 
 
 def test_objectives_without_parameters_of_their_own():
-    for objective in (objectives.elbo(), objectives.maximum_likelihood()):
+    for objective in (objectives.elbo(), objectives.stl(), objectives.maximum_likelihood()):
         assert objective.init(KEY, None, {}, jnp.zeros((2, 3))) == ()
 
 
@@ -102,3 +103,85 @@ def test_maximum_likelihood_is_the_mean_negative_log_density(x64):
         np.testing.assert_allclose(leaf, 0, atol=1e-9)
     off = params | {"mean": params["mean"] + 0.5}
     np.testing.assert_allclose(run(off)[1]["mean"][0], 0.5 / x.var(0), rtol=1e-9)
+
+
+def test_free_bits_are_a_floor_of_the_batchs_kl(x64):
+    params, x = Truth(**TRUTH).params, data(8)
+    (free, metrics), _ = loss_of(objectives.elbo(), LED_MODEL, x)(params)
+    kl = metrics["log_posterior"] - metrics["log_prior"]
+    (below, _), _ = loss_of(objectives.elbo(1.0, float(kl) - 0.1), LED_MODEL, x)(params)
+    (above, _), gradient = loss_of(objectives.elbo(1.0, float(kl) + 0.7), LED_MODEL, x)(params)
+    np.testing.assert_allclose([below - free, above - free], [0, 0.7], atol=1e-9)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["prior"]))
+    with pytest.raises(ValueError, match="free_bits must be 0 or more, got -1"):
+        objectives.elbo(free_bits=-1)
+
+
+# Samples drawn, and the objective whose gradient has the same mean.
+REDUCED = {
+    "stl": (objectives.stl(), objectives.elbo()),
+    "dreg-1": (objectives.dreg(1), objectives.elbo()),
+    "dreg-8": (objectives.dreg(8), objectives.iwae(8)),
+}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_gradients_of_less_noise_have_the_same_mean(x64, name):
+    reduced, plain = REDUCED[name]
+    params, x = Truth(shift=0.3, spread=1.1).params, data(4)
+    keys = jax.random.split(KEY, 4000)
+
+    def moments(objective):
+        gradient = jax.grad(lambda p, k: objective.loss(LED_MODEL, p, (), k, x, 0)[0])
+        samples = jax.jit(jax.vmap(gradient, (None, 0)))(params, keys)
+        flat = {
+            part: np.concatenate([a.reshape(len(keys), -1) for a in jax.tree.leaves(leaves)], 1)
+            for part, leaves in samples.items()
+        }
+        return {part: (a.mean(0), a.var(0)) for part, a in flat.items()}
+
+    found, expected = moments(reduced), moments(plain)
+    for part, (mean, variance) in found.items():
+        other_mean, other_variance = expected[part]
+        error = np.sqrt((variance + other_variance) / len(keys))
+        np.testing.assert_array_less(np.abs(mean - other_mean), 5 * error + 1e-12)
+    assert found["encoder"][1].sum() < 0.7 * expected["encoder"][1].sum()
+
+
+@pytest.mark.parametrize("objective", [objectives.stl(), objectives.dreg(1), objectives.dreg(5)])
+def test_at_the_exact_posterior_there_is_no_noise_at_all(x64, objective):
+    truth, x = Truth(), data(4)
+    (_, metrics), gradient = loss_of(objective, LED_MODEL, x)(truth.params)
+    for leaf in jax.tree.leaves((gradient["encoder"], gradient["posterior"])):
+        np.testing.assert_allclose(leaf, 0, atol=1e-10)
+    np.testing.assert_allclose(metrics["elbo"], truth.log_marginal(x).mean(), rtol=1e-10)
+    assert np.abs(gradient["decoder"]["kernel"]).max() > 1e-3
+
+
+def test_the_importance_weighted_bound_by_quadrature(x64):
+    """K = 1 is the ELBO; K = 2 is the integral over both draws, and K = 500 nearly log p(x)."""
+    truth, x = Truth(shift=0.5), data(1)
+    exact = float(truth.log_marginal(x))
+    rows = np.repeat(x, 40_000, 0)
+    bounds = {}
+    for k in (1, 2):
+        (loss, metrics), _ = loss_of(objectives.iwae(k), LED_MODEL, rows)(truth.params)
+        np.testing.assert_allclose(loss, -metrics["iwae"])
+        bounds[k] = metrics["iwae"]
+    (_, metrics), _ = loss_of(objectives.iwae(500), LED_MODEL, rows[:1000])(truth.params)
+    np.testing.assert_allclose(bounds[1], truth.elbo(x)[0], atol=0.03)
+    # log w is linear in the noise for a shifted posterior: log p(x) - |a|^2 / 2 + a'e, of std |a|.
+    variance = 2 * (exact - truth.elbo(x)[0])
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    scaled = np.sqrt(variance) * nodes
+    pairs = np.logaddexp(scaled[:, None], scaled) - np.log(2)
+    expected = (weights[:, None] * weights * pairs).sum() / (2 * np.pi)
+    expected += exact - variance / 2
+    np.testing.assert_allclose(bounds[2], expected, atol=0.02)
+    np.testing.assert_allclose(metrics["iwae"], exact, atol=0.01)
+
+
+@pytest.mark.parametrize("make", [objectives.iwae, objectives.dreg])
+def test_samples_must_be_positive(make):
+    with pytest.raises(ValueError, match="num_samples must be 1 or more, got 0"):
+        make(0)
