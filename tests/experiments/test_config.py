@@ -163,6 +163,9 @@ def test_a_prior_may_be_any_density():
     digits = data.load("digits")
     led = build_led(Config(prior="mixture_of_normals:num_components=5"), digits)
     assert repr(led.prior) == "mixture_of_normals((50,), num_components=5)"
+    for name in ("vamp", "data_subset"):
+        led = build_led(Config(prior=f"{name}:num_components=20"), digits)
+        assert repr(led.prior) == f"{name}(20)"
     with pytest.raises(ValueError, match="--posterior=standard_normal is no flow"):
         build_led(Config(posterior="standard_normal"), digits)
     with pytest.raises(ValueError, match="--prior_depth goes with nvp, made, pixelcnn alone"):
