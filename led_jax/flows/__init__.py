@@ -9,7 +9,9 @@ from led_jax.flows.coupling import coupling, real_nvp
 from led_jax.flows.made import made
 from led_jax.flows.masks import channel, checkerboard, random_half
 from led_jax.flows.permutations import permute, reverse
+from led_jax.flows.planar import planar, radial
 from led_jax.flows.supports import probit
+from led_jax.flows.sylvester import householder_sylvester, triangular_sylvester
 from led_jax.flows.transformers import (
     Transformer,
     additive,
@@ -39,13 +41,16 @@ __all__ = [
     "flatten",
     "gate",
     "gated",
+    "householder_sylvester",
     "iaf",
     "invert",
     "made",
     "mlp",
     "permute",
     "pixelcnn",
+    "planar",
     "probit",
+    "radial",
     "random_half",
     "rational_quadratic",
     "real_nvp",
@@ -53,4 +58,5 @@ __all__ = [
     "reverse",
     "sigmoid_mixture",
     "spline",
+    "triangular_sylvester",
 ]
