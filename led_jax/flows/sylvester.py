@@ -176,7 +176,7 @@ def _slope(r: Array, s: Array) -> Array:
 
 
 def _reflect(vectors: Array, x: Array, reverse: bool = False) -> Array:
-    """Reflects x by each of the unit vectors `[..., H, D]`, from the last to the first if reverse."""
+    """Reflects x by each of H unit vectors `[..., H, D]`, in reverse from the last to the first."""
     for i in range(vectors.shape[-2])[:: -1 if reverse else 1]:
         v = vectors[..., i, :]
         x = x - 2 * (v * x).sum(-1, keepdims=True) * v

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from support import normal, random_params
@@ -33,7 +34,7 @@ def test_a_stack_is_the_papers_formula_with_explicit_determinants(x64, num_refle
         flow = flows.triangular_sylvester((4,), 3)
     x = normal((6, 4))
     params = random_params(flow.init, x, scale=0.8)
-    ((stack,),) = [params.values() if isinstance(params, dict) else params[0].values()]
+    (stack,) = jax.tree.leaves(params)
     z, expected = np.asarray(x), np.zeros(6)
     for raw in np.asarray(stack):
         z, log_det = layer_in_numpy(raw, z, num_reflections)
