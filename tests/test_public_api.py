@@ -16,7 +16,7 @@ MODULES += ["model", "networks", "numerics", "objectives", "priors", "sharding",
 MODULES += ["variational"]
 MODULES += [f"flows.{name}" for name in ("actnorm", "autoregressive", "base", "conditioners")]
 MODULES += [f"flows.{name}" for name in ("coupling", "masks", "permutations", "planar")]
-MODULES += [f"flows.{name}" for name in ("sylvester", "transformers")]
+MODULES += [f"flows.{name}" for name in ("linear", "sylvester", "transformers")]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)

@@ -6,6 +6,7 @@ from led_jax.flows.base import Flow, chain, flatten, invert, repeat
 from led_jax.flows.conditioners import Conditioner, mlp
 from led_jax.flows.convolutional import convnet, pixelcnn
 from led_jax.flows.coupling import coupling, real_nvp
+from led_jax.flows.linear import householder, lu
 from led_jax.flows.made import made
 from led_jax.flows.masks import channel, checkerboard, random_half
 from led_jax.flows.permutations import permute, reverse
@@ -41,9 +42,11 @@ __all__ = [
     "flatten",
     "gate",
     "gated",
+    "householder",
     "householder_sylvester",
     "iaf",
     "invert",
+    "lu",
     "made",
     "mlp",
     "permute",

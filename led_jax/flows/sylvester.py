@@ -9,6 +9,7 @@ from jax import Array
 from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow, Params, chain, flatten, repeat
 from led_jax.flows.conditioners import init_linear, linear_in_context
+from led_jax.flows.linear import reflect, times, unit_vectors, with_diagonal
 from led_jax.flows.permutations import reverse
 from led_jax.flows.planar import inverse_residual_tanh, residual_tanh
 from led_jax.numerics import widened
@@ -111,23 +112,23 @@ def _layer(name: str, num_reflections: int, context_dim: int | None) -> Flow:
         matrix = raw[..., : n * n].reshape(*batch_shape, n, n)
         diagonal, b = raw[..., n * n : n * (n + 1)], raw[..., n * (n + 1) : n * (n + 2)]
         vectors = raw[..., n * (n + 2) :].reshape(*batch_shape, num_reflections, n)
-        squares = (vectors * vectors).sum(-1, keepdims=True)
-        vectors = vectors * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(raw.dtype).tiny))
         own = jnp.diagonal(matrix, axis1=-2, axis2=-1)
         lower = jnp.swapaxes(matrix, -1, -2)
-        return _upper(matrix, jnp.tanh(own)), _upper(lower, jnp.tanh(diagonal)), b, vectors
+        r = with_diagonal(jnp.triu(matrix, 1), jnp.tanh(own))
+        s = with_diagonal(jnp.triu(lower, 1), jnp.tanh(diagonal))
+        return r, s, b, unit_vectors(vectors)
 
     def apply(params: Params, x: Array, context: Array | None = None):
         r, s, b, vectors = read(params, x, context)
-        inner = _times(s, _reflect(vectors, widened(x))) + b
-        move = _times(r, jnp.tanh(inner))
+        inner = times(s, reflect(vectors, widened(x))) + b
+        move = times(r, jnp.tanh(inner))
         log_slope = residual_tanh(_slope(r, s), inner)[1]
-        y = widened(x) + _reflect(vectors, move, reverse=True)
+        y = widened(x) + reflect(vectors, move, reverse=True)
         return y.astype(x.dtype), log_slope.sum(-1).astype(x.dtype)
 
     def inverse(params: Params, y: Array, context: Array | None = None):
         r, s, b, vectors = read(params, y, context)
-        rotated = _reflect(vectors, widened(y))
+        rotated = reflect(vectors, widened(y))
         slope = jnp.broadcast_to(_slope(r, s), rotated.shape)
         b = jnp.broadcast_to(b, rotated.shape)
         entries = [jnp.moveaxis(a, -1, 0) for a in (rotated, slope, b)]
@@ -153,31 +154,12 @@ def _layer(name: str, num_reflections: int, context_dim: int | None) -> Flow:
         is_last = jnp.zeros(y.shape[-1], rotated.dtype).at[-1].set(1)
         start = jnp.zeros_like(rotated), jnp.zeros_like(rotated), is_last
         (_, h, _), log_dets = jax.lax.scan(solve, start, (*entries, *rows), reverse=True)
-        x = widened(y) - _reflect(vectors, _times(r, h), reverse=True)
+        x = widened(y) - reflect(vectors, times(r, h), reverse=True)
         return x.astype(y.dtype), log_dets.sum(0).astype(y.dtype)
 
     return Flow(init, apply, inverse)
 
 
-def _upper(matrix: Array, diagonal: Array) -> Array:
-    """The upper triangle of matrices `[..., D, D]` with another diagonal `[..., D]`."""
-    i = jnp.arange(matrix.shape[-1])
-    return jnp.triu(matrix, 1).at[..., i, i].set(diagonal)
-
-
-def _times(matrix: Array, x: Array) -> Array:
-    """Matrices `[..., D, D]` times vectors `[..., D]`, whose batch axes broadcast."""
-    return jnp.einsum("...ij,...j->...i", matrix, x)
-
-
 def _slope(r: Array, s: Array) -> Array:
     """1 + R_ii S_ii, `[..., D]`."""
     return 1 + jnp.diagonal(r, axis1=-2, axis2=-1) * jnp.diagonal(s, axis1=-2, axis2=-1)
-
-
-def _reflect(vectors: Array, x: Array, reverse: bool = False) -> Array:
-    """Reflects x by each of H unit vectors `[..., H, D]`, in reverse from the last to the first."""
-    for i in range(vectors.shape[-2])[:: -1 if reverse else 1]:
-        v = vectors[..., i, :]
-        x = x - 2 * (v * x).sum(-1, keepdims=True) * v
-    return x

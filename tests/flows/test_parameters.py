@@ -63,6 +63,8 @@ def stacks():
         for depth in DEPTHS:
             flow = make((5,), depth, context_dim=3)
             yield f"{make.__name__}, depth {depth}", flow, (5,), 3
+    for make in (flows.lu, flows.householder):
+        yield make.__name__, make((5,), context_dim=3), (5,), 3
 
 
 def described(flow, event_shape, context_dim):
