@@ -10,6 +10,9 @@ from led_jax.data import Dataset
 from led_jax.flows import Flow
 from led_jax.model import LED
 
+_FAST_ONE_WAY = ("iaf", "planar", "triangular_sylvester", "householder_sylvester")
+"""Flows whose `inverse` is a loop or a root find, whatever their transformer."""
+
 
 def build_led(config: Config, dataset: Dataset) -> LED:
     """The model of a configuration for a data set's images.
@@ -71,7 +74,7 @@ def _make(
     taken = descriptions.parameters(name)
     known = {key: value for key, value in context.items() if key in taken}
     transformer = arguments.get("transformer") or flows.affine
-    scores = name != "iaf" and transformer.cheap != "apply"
+    scores = name not in _FAST_ONE_WAY and transformer.cheap != "apply"
     return descriptions.make(name, **known | arguments), scores
 
 

@@ -6,6 +6,7 @@ in float32.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -14,7 +15,7 @@ from jax import Array
 
 from led_jax.descriptions import constructor, describe
 from led_jax.flows.base import Flow
-from led_jax.numerics import as_float, widened
+from led_jax.numerics import as_float, match_rank, widened
 
 Params = Any
 
@@ -72,6 +73,39 @@ class Density(NamedTuple):
 def normal_log_prob(x: Array) -> Array:
     """Log N(x; 0, 1), elementwise, in nats."""
     return -0.5 * (x * x + math.log(2 * math.pi))
+
+
+def mixture_log_prob_of_normals(mean: Array, log_std: Array) -> Callable[[Array], Array]:
+    """Log 1/K sum_k N(x; mean_k, diag(e^(2 log_std_k))) as a function of x, all pairs at once.
+
+    The squares are expanded, (x - m)^2 = x^2 - 2 x m + m^2, so that all pairs are one matrix
+    product; means are centered first, which keeps the terms that cancel small.
+
+    Args:
+      mean: `[K, *event_shape]`.
+      log_std: `[K, *event_shape]`.
+
+    Returns:
+      A function of x `[..., *event_shape]` to log-densities `[...]` in nats.
+    """
+    event_shape = mean.shape[1:]
+    center = mean.mean(0)
+    mean, log_std = (widened(a).reshape(len(a), -1) for a in (mean - center, log_std))
+    precision = jnp.exp(-2 * log_std)
+    weights = jnp.concatenate([-0.5 * precision, precision * mean], 1).T
+    log_norm = log_std + 0.5 * math.log(2 * math.pi)
+    bias = -(0.5 * precision * mean * mean + log_norm).sum(1) - math.log(len(mean))
+
+    def log_prob(x: Array) -> Array:
+        batch_shape = x.shape[: x.ndim - len(event_shape)]
+        deviation = widened(x - match_rank(center, x.ndim)).reshape(*batch_shape, mean.shape[1])
+        # Accelerators round the factors of a product by default.
+        features = jnp.concatenate([deviation * deviation, deviation], -1)
+        product = jnp.matmul(features, weights, precision="highest")
+        log_mixture = jax.nn.logsumexp(product + match_rank(bias, product.ndim), axis=-1)
+        return log_mixture.astype(x.dtype)
+
+    return log_prob
 
 
 @constructor

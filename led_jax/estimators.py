@@ -323,36 +323,10 @@ def aggregated_posterior_log_prob(led: LED, params: Params, z: Array, encoding: 
     Returns:
       Log-densities `[n]` in nats.
     """
-    if encoding.context is not None:
-
-        def log_mixture(z: Array) -> Array:
-            return jax.nn.logsumexp(led.posterior_log_prob(params, z, encoding))
-
-        return jax.lax.map(log_mixture, z) - math.log(len(encoding.mean))
-    # All components share the flow: one inversion for each z.
-    base, log_det = led.posterior_inverse(params, z)
-    return _normal_mixture_log_prob(base, encoding.mean, encoding.log_std) + log_det
-
-
-def _normal_mixture_log_prob(x: Array, mean: Array, log_std: Array) -> Array:
-    """log 1/N sum_j N(x; mean_j, std_j^2), for x `[n, ...]` and N rows of parameters.
-
-    The squares are expanded, (x - m)^2 = x^2 - 2 x m + m^2, so that all pairs are one matrix
-    product; means are centered first, which keeps the terms that cancel small.
-    """
-    center = mean.mean(0)
-    x, mean, log_std = (a.reshape(len(a), -1) for a in (x - center, mean - center, log_std))
-    precision = jnp.exp(-2 * log_std)
-    weights = jnp.concatenate([-0.5 * precision, precision * mean], 1).T
-    log_norm = log_std + 0.5 * math.log(2 * math.pi)
-    bias = -(0.5 * precision * mean * mean + log_norm).sum(1)
-
-    def log_mixture(x: Array) -> Array:
-        # Accelerators round the factors of a product by default.
-        product = jnp.matmul(jnp.concatenate([x * x, x], -1), weights, precision="highest")
-        return jax.nn.logsumexp(product + bias, axis=-1)
-
-    return jax.lax.map(log_mixture, x, batch_size=64) - math.log(len(mean))
+    # A context makes for an inversion of the flow for each pair of a point and a row.
+    batch_size = 64 if encoding.context is None else 1
+    log_prob = led.posterior_mixture(params, encoding)
+    return jax.lax.map(log_prob, z, batch_size=batch_size)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

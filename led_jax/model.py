@@ -1,6 +1,7 @@
 """LED: a latent-variable model with explicit, learnable densities on both sides of the bound."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from led_jax.decoders import Decoder
-from led_jax.densities import Density, normal_log_prob
+from led_jax.densities import Density, mixture_log_prob_of_normals, normal_log_prob
 from led_jax.descriptions import constructor, describe
 from led_jax.encoders import Encoder, Encoding
 from led_jax.flows.base import Flow
@@ -256,6 +257,37 @@ class LED(NamedTuple):
         event_axes = tuple(range(log_det.ndim - base.ndim, 0))
         return log_base.sum(event_axes) + log_det
 
+    def posterior_mixture(self, params: Params, encoding: Encoding) -> Callable[[Array], Array]:
+        """The mixture 1/K sum_k q(z|x_k) of the posteriors of K rows, as z -> log-density.
+
+        With all rows of a data set this is the aggregated posterior.
+
+        Args:
+          params: parameters.
+          encoding: the encoder's output for the rows `[K, *x_shape]`.
+
+        Returns:
+          A function of z `[..., *latent_shape]` to log-densities `[...]` in nats. A flow that reads
+          no context is inverted once for each z, and all pairs of z and rows are one matrix
+          product; one that does is inverted for each pair.
+        """
+        event_ndims = encoding.mean.ndim - 1
+        if encoding.context is None:
+            log_mixture = mixture_log_prob_of_normals(encoding.mean, encoding.log_std)
+
+            def log_prob(z: Array) -> Array:
+                base, log_det = self.posterior_inverse(params, z)
+                return log_mixture(base) + log_det
+
+        else:
+
+            def log_prob(z: Array) -> Array:
+                z = jnp.expand_dims(z, z.ndim - event_ndims)
+                log_components = self.posterior_log_prob(params, z, encoding)
+                return jax.nn.logsumexp(log_components, -1) - math.log(len(encoding.mean))
+
+        return log_prob
+
     def posterior_inverse(
         self, params: Params, z: Array, context: Array | None = None
     ) -> tuple[Array, Array]:
@@ -279,4 +311,7 @@ class LED(NamedTuple):
         def sample_and_log_prob(key: Array, encoding: Encoding, sample_shape=()):
             return self.posterior_sample_and_log_prob(params, key, encoding, sample_shape)
 
-        return Posterior(encode, log_prob, sample_and_log_prob)
+        def mixture(encoding: Encoding) -> Callable[[Array], Array]:
+            return self.posterior_mixture(params, encoding)
+
+        return Posterior(encode, log_prob, sample_and_log_prob, mixture)

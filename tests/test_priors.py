@@ -4,38 +4,12 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from support import KEY, normal, random_params, randomise
+from support import KEY, assert_trees_equal, normal, random_params, randomise
 from support.linear_gaussian import LED_MODEL, Truth, data
 
-from led_jax import LED, Prior, decoders, densities, encoders, flows, priors
+from led_jax import LED, decoders, densities, encoders, flows, load, priors, save
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
-
-
-def vamp_prior(num_components):
-    """p(z) = 1/K sum_k q(z|u_k) for learnt pseudo-inputs u_k: Tomczak and Welling (2018)."""
-
-    def init(key, x, posterior, context=None):
-        return {"inputs": x[jax.random.choice(key, len(x), (num_components,), False)]}
-
-    def bind(params, posterior):
-        encoding = posterior.encode(params["inputs"])
-        event_ndims = encoding.mean.ndim - 1
-
-        def log_prob(z, context=None):
-            z = jnp.expand_dims(z, -1 - event_ndims)
-            log_components = posterior.log_prob(z, encoding)
-            return jax.nn.logsumexp(log_components, -1) - jnp.log(num_components)
-
-        def sample_and_log_prob(key, sample_shape=(), context=None):
-            component_key, z_key = jax.random.split(key)
-            k = jax.random.randint(component_key, sample_shape, 0, num_components)
-            z, _ = posterior.sample_and_log_prob(z_key, jax.tree.map(lambda a: a[k], encoding))
-            return z, log_prob(z)
-
-        return priors.Bound(log_prob, sample_and_log_prob)
-
-    return Prior(init, bind)
 
 
 def vamp_led():
@@ -43,7 +17,7 @@ def vamp_led():
     return LED(
         encoders.mlp_encoder(2, (5,), context_dim=3),
         flows.real_nvp((2,), 2, hidden=(5,), context_dim=3),
-        vamp_prior(3),
+        priors.vamp(3),
         decoders.mlp_decoder(4, (5,)),
     )
 
@@ -54,9 +28,9 @@ def vamp_built():
 
 
 def test_a_vamp_prior_is_a_mixture_of_posteriors_in_closed_form(x64):
-    led = LED_MODEL._replace(prior=vamp_prior(5))
+    led = LED_MODEL._replace(prior=priors.vamp(5))
     truth, inputs, z = Truth(0.3, 1.3), data(5), 2 * normal((7, 2))
-    params = truth.params | {"prior": {"inputs": inputs}}
+    params = truth.params | {"prior": jnp.asarray(inputs)}
     parts = [scipy.stats.norm.logpdf(z, truth.mean(u), truth.std).sum(-1) for u in inputs]
     expected = scipy.special.logsumexp(parts, axis=0) - np.log(5)
     np.testing.assert_allclose(led.prior_log_prob(params, z), expected, rtol=1e-9)
@@ -68,7 +42,7 @@ def test_a_vamp_prior_is_a_mixture_of_posteriors_in_closed_form(x64):
 def test_a_vamp_prior_of_conditional_flows_is_the_direct_sum(x64):
     led, params, _ = vamp_built()
     z = normal((7, 2), seed=5)
-    mean, log_std, context = led.encoding(params, params["prior"]["inputs"])
+    mean, log_std, context = led.encoding(params, params["prior"])
     parts = []
     for k in range(3):
         base, log_det = led.posterior.inverse(params["posterior"], z, context[k])
@@ -120,9 +94,76 @@ def test_gradients_reach_all_that_a_vamp_prior_is_made_of(x64, part):
 
 def test_a_vamp_prior_starts_at_rows_of_the_data():
     led, x = vamp_led(), normal((6, 4))
-    inputs = led.init(KEY, x)["prior"]["inputs"]
+    inputs = led.init(KEY, x)["prior"]
     rows = (inputs[:, None] == x).all(-1)
     assert inputs.shape == (3, 4) and rows.sum() == 3 and rows.any(0).sum() == 3
+
+
+def test_a_subset_of_the_data_is_a_vamp_prior_whose_rows_stay(x64):
+    led, params, x = vamp_built()
+    subset, z = led._replace(prior=priors.data_subset(3)), normal((7, 2), seed=5)
+    rows = subset.init(KEY, x)["prior"]
+    assert_trees_equal(rows, led.init(KEY, x)["prior"])
+    params |= {"prior": rows}
+
+    @jax.jit
+    def gradients(params):
+        return [
+            jax.grad(lambda p, m=m: m.prior_log_prob(p, z).sum())(params) for m in (subset, led)
+        ]
+
+    np.testing.assert_array_equal(subset.prior_log_prob(params, z), led.prior_log_prob(params, z))
+    still, learned = gradients(params)
+    np.testing.assert_array_equal(still["prior"], jnp.zeros_like(rows))
+    assert np.abs(learned["prior"]).min() > 0
+    for part in ("encoder", "posterior"):
+        jax.tree.map(np.testing.assert_array_equal, still[part], learned[part])
+
+
+def test_latent_maps_and_one_latent_variable(x64):
+    """Events of three axes, and a mixture whose integral is one."""
+    x = normal((5, 16))
+    image = LED(
+        encoders.spatial_encoder((4, 4), (2, 2, 1)),
+        flows.actnorm(event_ndims=3),
+        priors.vamp(4),
+        decoders.spatial_decoder((4, 4), (2, 2, 1)),
+    )
+    params, z = random_params(image.init, x), normal((6, 2, 2, 1), seed=5)
+    mean, log_std, _ = image.encoding(params, params["prior"])
+    base, log_det = image.posterior_inverse(params, z)
+    parts = scipy.stats.norm.logpdf(base[:, None], mean, np.exp(log_std)).sum((-3, -2, -1))
+    expected = scipy.special.logsumexp(parts + log_det[:, None], axis=-1) - np.log(4)
+    np.testing.assert_allclose(image.prior_log_prob(params, z), expected, rtol=1e-9)
+    assert image.prior_sample_and_log_prob(params, KEY, (3,))[0].shape == (3, 2, 2, 1)
+    line = LED(
+        encoders.mlp_encoder(1, (5,)), flows.actnorm(), priors.vamp(5), decoders.mlp_decoder(16)
+    )
+    ticks = jnp.linspace(-20, 20, 20001)
+    q = jnp.exp(line.prior_log_prob(random_params(line.init, x), ticks[:, None]))
+    np.testing.assert_allclose(q.sum() * (ticks[1] - ticks[0]), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [priors.vamp, priors.data_subset])
+def test_saved_and_loaded_to_the_bit(tmp_path, make):
+    led, x = vamp_led()._replace(prior=make(3)), normal((6, 4))
+    params, z = led.init(KEY, x), normal((7, 2), seed=5)
+    save(tmp_path / "model", led, params)
+    again, loaded = load(tmp_path / "model")
+    assert again == led
+    assert_trees_equal(loaded, params)
+    assert_trees_equal(again.prior_log_prob(loaded, z), led.prior_log_prob(params, z))
+
+
+@pytest.mark.parametrize("make", [priors.vamp, priors.data_subset])
+def test_wrong_numbers_of_components_and_contexts_are_errors(make):
+    led, x = vamp_led(), normal((6, 4))
+    with pytest.raises(ValueError, match="num_components must be positive, got 0"):
+        make(0)
+    with pytest.raises(ValueError, match="7 components .* got 6 rows"):
+        led._replace(prior=make(7)).init(KEY, x)
+    with pytest.raises(ValueError, match=r"expected a model without a context, got .* \(6, 2\)"):
+        led._replace(prior=make(3)).init(KEY, x, normal((6, 2)))
 
 
 def test_what_depends_on_parameters_alone_is_computed_once():

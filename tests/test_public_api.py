@@ -15,7 +15,8 @@ MODULES = ["checkpoints", "decoders", "densities", "encoders", "estimators", "li
 MODULES += ["model", "networks", "numerics", "objectives", "priors", "sharding", "training"]
 MODULES += ["variational"]
 MODULES += [f"flows.{name}" for name in ("actnorm", "autoregressive", "base", "conditioners")]
-MODULES += [f"flows.{name}" for name in ("coupling", "masks", "permutations", "transformers")]
+MODULES += [f"flows.{name}" for name in ("coupling", "masks", "permutations", "planar")]
+MODULES += [f"flows.{name}" for name in ("linear", "sylvester", "transformers")]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)

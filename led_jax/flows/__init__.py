@@ -6,10 +6,13 @@ from led_jax.flows.base import Flow, chain, flatten, invert, repeat
 from led_jax.flows.conditioners import Conditioner, mlp
 from led_jax.flows.convolutional import convnet, pixelcnn
 from led_jax.flows.coupling import coupling, real_nvp
+from led_jax.flows.linear import householder, lu
 from led_jax.flows.made import made
 from led_jax.flows.masks import channel, checkerboard, random_half
 from led_jax.flows.permutations import permute, reverse
+from led_jax.flows.planar import planar, radial
 from led_jax.flows.supports import probit
+from led_jax.flows.sylvester import householder_sylvester, triangular_sylvester
 from led_jax.flows.transformers import (
     Transformer,
     additive,
@@ -40,13 +43,18 @@ __all__ = [
     "flatten",
     "gate",
     "gated",
+    "householder",
+    "householder_sylvester",
     "iaf",
     "invert",
+    "lu",
     "made",
     "mlp",
     "permute",
     "pixelcnn",
+    "planar",
     "probit",
+    "radial",
     "random_half",
     "rational_quadratic",
     "scaled",
@@ -55,4 +63,5 @@ __all__ = [
     "reverse",
     "sigmoid_mixture",
     "spline",
+    "triangular_sylvester",
 ]

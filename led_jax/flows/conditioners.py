@@ -15,7 +15,7 @@ from jax.nn import initializers
 
 from led_jax.descriptions import constructor, describe
 from led_jax.flows.base import InitFn, Params
-from led_jax.numerics import match_rank
+from led_jax.numerics import match_rank, widened
 
 Kind = Literal["passing", "whole", "autoregressive"]
 
@@ -179,3 +179,38 @@ def check_hidden(name: str, hidden: Sequence[int]) -> None:
     """Raises a ValueError unless there are hidden layers, all of positive width."""
     if not hidden or min(hidden) < 1:
         raise ValueError(f"{name}: expected one or more positive widths, got hidden={hidden}")
+
+
+def init_linear(
+    start: Array, context_dim: int | None, x: Array, context: Array | None = None
+) -> Params:
+    """Parameters of `linear_in_context`, whose values are `start` at first, for every context."""
+    read_context(context_dim, x, context)
+    params: dict[str, Any] = {"bias": start}
+    if context_dim is not None:
+        params["context"] = {"kernel": jnp.zeros((context_dim, start.size), start.dtype)}
+    return params
+
+
+def linear_in_context(
+    name: str,
+    params: Params,
+    size: int,
+    context_dim: int | None,
+    x: Array,
+    context: Array | None = None,
+) -> Array:
+    """A layer's parameters `[..., size]`: bias + context @ kernel, in the rank of its input x.
+
+    They are of float32 where x is narrower.
+
+    Raises:
+      ValueError: if the context or the parameters have the wrong shapes; `name` is the layer's.
+    """
+    context = read_context(context_dim, widened(x), context)
+    expected: dict[str, Any] = {"bias": (size,)}
+    if context_dim is not None:
+        expected["context"] = {"kernel": (context_dim, size)}
+    check_shapes(name, params, expected)
+    raw = match_rank(params["bias"].astype(widened(x).dtype), x.ndim)
+    return raw if context is None else raw + of_context(params["context"], context)

@@ -254,7 +254,7 @@ def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
         x = jnp.where(is_inside(y), bin.x + bin.width * t, y)
         return x, jnp.where(is_inside(y), -bin.log_slope(t), 0)
 
-    inverse = _implicit_inverse(apply, solve)
+    inverse = implicit_inverse(apply, solve)
     return Transformer(num_params, _in_float32(apply), _in_float32(inverse), cheap="both")
 
 
@@ -304,14 +304,14 @@ def sigmoid_mixture(num_units: int = 8) -> Transformer:
         _, log_scale, shift = split(raw)
         # Each unit alone takes y at a point of its own; the mixture takes it between these.
         points = (y[..., None, :] - shift) * jnp.exp(-log_scale)
-        x = _bracketed_root(functools.partial(apply, raw), y, points.min(-2), points.max(-2))
+        x = bracketed_root(functools.partial(apply, raw), y, points.min(-2), points.max(-2))
         return x, -apply(raw, x)[1]
 
-    inverse = _implicit_inverse(apply, solve)
+    inverse = implicit_inverse(apply, solve)
     return Transformer(3 * num_units, _in_float32(apply), _in_float32(inverse), cheap="apply")
 
 
-def _bracketed_root(
+def bracketed_root(
     fn: Callable[[Array], tuple[Array, Array]], y: Array, low: Array, high: Array
 ) -> Array:
     """Solves fn(x) = y elementwise for an increasing fn, between low and high.
@@ -357,7 +357,7 @@ def _in_float32(
     return wide
 
 
-def _implicit_inverse(
+def implicit_inverse(
     apply: Callable[[Array, Array], tuple[Array, Array]],
     solve: Callable[[Array, Array], tuple[Array, Array]],
 ) -> Callable[[Array, Array], tuple[Array, Array]]:

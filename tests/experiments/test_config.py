@@ -9,7 +9,7 @@ from experiments.config import Config
 from experiments.flags import from_command, to_command
 from experiments.models import build_led
 from experiments.workdir import check_workdir, read_config, write_config, write_json
-from led_jax import data, flows
+from led_jax import data, densities, flows
 
 
 def test_defaults_are_those_of_the_final_configuration():
@@ -163,10 +163,25 @@ def test_a_prior_may_be_any_density():
     digits = data.load("digits")
     led = build_led(Config(prior="mixture_of_normals:num_components=5"), digits)
     assert repr(led.prior) == "mixture_of_normals((50,), num_components=5)"
+    for name in ("vamp", "data_subset"):
+        led = build_led(Config(prior=f"{name}:num_components=20"), digits)
+        assert repr(led.prior) == f"{name}(20)"
     with pytest.raises(ValueError, match="--posterior=standard_normal is no flow"):
         build_led(Config(posterior="standard_normal"), digits)
     with pytest.raises(ValueError, match="--prior_depth goes with nvp, made, pixelcnn alone"):
         Config(prior="nvp:depth=2", prior_depth=3)
+
+
+def test_residual_flows_of_the_posterior_read_its_context_and_of_the_prior_score_in_one_pass():
+    digits = data.load("digits")
+    for name in ("planar", "triangular_sylvester", "householder_sylvester"):
+        text = f"{name}:depth=2"
+        led = build_led(Config(posterior=text, posterior_context=9, prior=text), digits)
+        flow = getattr(flows, name)((50,), 2, context_dim=9)
+        assert led.posterior == flow
+        assert led.prior == densities.transformed(
+            densities.standard_normal((50,)), flows.invert(getattr(flows, name)((50,), 2))
+        )
 
 
 def test_the_latent_shape_sets_the_latent_dim():

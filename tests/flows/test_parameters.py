@@ -54,6 +54,17 @@ def stacks():
         for depth in DEPTHS:
             flow = make(event_shape, depth, hidden=hidden, context_dim=context_dim)
             yield f"{name}, depth {depth}", flow, event_shape, context_dim
+    for make in (
+        flows.planar,
+        flows.radial,
+        flows.triangular_sylvester,
+        flows.householder_sylvester,
+    ):
+        for depth in DEPTHS:
+            flow = make((5,), depth, context_dim=3)
+            yield f"{make.__name__}, depth {depth}", flow, (5,), 3
+    for make in (flows.lu, flows.householder):
+        yield make.__name__, make((5,), context_dim=3), (5,), 3
 
 
 def described(flow, event_shape, context_dim):

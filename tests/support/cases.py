@@ -186,6 +186,20 @@ CASES = [
         True,
     ),
     Case("maf-5", lambda: flows.invert(flows.iaf((5,), 2, hidden=(9,), **CONTEXT)), (5,), True),
+    Case("lu-4", lambda: flows.lu((4,)), (4,)),
+    Case("lu-image", lambda: flows.lu((2, 1, 2), **CONTEXT), (2, 1, 2), True),
+    Case("householder", lambda: flows.householder((3,), 2, **CONTEXT), (3,), True),
+    Case("planar-1", lambda: flows.planar((1,), 2), (1,)),
+    Case("planar-5", lambda: flows.planar((5,), 3, **CONTEXT), (5,), True),
+    Case("radial-1", lambda: flows.radial((1,), 2), (1,)),
+    Case("radial-image", lambda: flows.radial((2, 1, 2), 3, **CONTEXT), (2, 1, 2), True),
+    Case("sylvester-triangular", lambda: flows.triangular_sylvester((4,), 3), (4,)),
+    Case(
+        "sylvester-householder",
+        lambda: flows.householder_sylvester((2, 2), 2, num_reflections=3, **CONTEXT),
+        (2, 2),
+        True,
+    ),
     Case(
         "chain",
         lambda: flows.chain(

@@ -1,0 +1,165 @@
+"""Sylvester flows: planar ones with as many hidden units as the vector has entries."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from led_jax.descriptions import constructor
+from led_jax.flows.base import Flow, Params, chain, flatten, repeat
+from led_jax.flows.conditioners import init_linear, linear_in_context
+from led_jax.flows.linear import reflect, times, unit_vectors, with_diagonal
+from led_jax.flows.permutations import reverse
+from led_jax.flows.planar import inverse_residual_tanh, residual_tanh
+from led_jax.numerics import widened
+
+
+@constructor
+def triangular_sylvester(
+    event_shape: tuple[int, ...], depth: int, context_dim: int | None = None
+) -> Flow:
+    """A stack of triangular Sylvester layers, y = x + R tanh(S x + b).
+
+    Van den Berg, Hasenclever, Tomczak and Welling (2018), eq. 13 and section 3.2.3,
+    https://arxiv.org/abs/1803.05649. R and S are upper triangular, with diagonals in (-1, 1), which
+    makes the map invertible; the determinant is the product of 1 + tanh'(.) R_ii S_ii. The entries
+    are reversed after each layer, as the paper's alternating permutations do. The inverse is a back
+    substitution: D monotone scalar equations a layer, one after the other, each solved to rounding
+    error.
+
+    >>> flow = triangular_sylvester((3,), 2)
+    >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
+    >>> flow.apply(params, jnp.zeros((4, 3)))[1].shape
+    (4,)
+
+    Args:
+      event_shape: shape of an event of D entries.
+      depth: number of layers; 0 gives the identity.
+      context_dim: width of the context of which R, S and b are a linear function; None learns them.
+        A fresh layer is the identity, up to the reversal, either way.
+
+    Raises:
+      ValueError: if depth is negative; from the flow's functions, if the input, the context or the
+        parameters have the wrong shapes.
+    """
+    layer = chain(_layer("triangular_sylvester", 0, context_dim), reverse())
+    return flatten(repeat(layer, depth), event_shape)
+
+
+@constructor
+def householder_sylvester(
+    event_shape: tuple[int, ...],
+    depth: int,
+    num_reflections: int = 8,
+    context_dim: int | None = None,
+) -> Flow:
+    """A stack of Householder Sylvester layers, y = x + Q R tanh(S Q' x + b).
+
+    Van den Berg, Hasenclever, Tomczak and Welling (2018), eq. 13 and section 3.2.2,
+    https://arxiv.org/abs/1803.05649. R and S as for `triangular_sylvester`; the orthogonal matrix Q
+    is a product of Householder reflections.
+
+    >>> flow = householder_sylvester((3,), 2, num_reflections=2)
+    >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
+    >>> flow.apply(params, jnp.zeros((4, 3)))[1].shape
+    (4,)
+
+    Args:
+      event_shape: shape of an event of D entries.
+      depth: number of layers; 0 gives the identity.
+      num_reflections: number of reflections a layer.
+      context_dim: width of the context of which R, S, b and the reflections are a linear function;
+        None learns them. A fresh flow is the identity either way.
+
+    Raises:
+      ValueError: if depth is negative or num_reflections is not positive; else as from
+        `triangular_sylvester`.
+    """
+    if num_reflections < 1:
+        raise ValueError(
+            f"householder_sylvester: num_reflections must be positive, got {num_reflections}; "
+            "triangular_sylvester has none"
+        )
+    layer = _layer("householder_sylvester", num_reflections, context_dim)
+    return flatten(repeat(layer, depth), event_shape)
+
+
+def _layer(name: str, num_reflections: int, context_dim: int | None) -> Flow:
+    """One layer, whose parameters are a vector: a matrix, S's diagonal, b and the reflections.
+
+    R has the matrix's upper triangle, S the lower one's transpose, as in the authors' code.
+    """
+
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        size = x.shape[-1]
+        matrix_key, diagonal_key, vector_key = jax.random.split(key, 3)
+        matrix = jax.random.normal(matrix_key, (size, size), x.dtype) / math.sqrt(size)
+        start = [
+            jnp.tril(matrix, -1).ravel(),  # R is zero.
+            0.1 * jax.random.normal(diagonal_key, (size,), x.dtype),
+            jnp.zeros(size, x.dtype),
+            jax.random.normal(vector_key, (num_reflections * size,), x.dtype),
+        ]
+        return init_linear(jnp.concatenate(start), context_dim, x, context)
+
+    def read(params: Params, x: Array, context: Array | None):
+        """R and S `[..., D, D]`, b `[..., D]` and unit vectors, `[..., num_reflections, D]`."""
+        n = x.shape[-1]
+        count = n * (n + 2 + num_reflections)
+        raw = linear_in_context(name, params, count, context_dim, x, context)
+        batch_shape = raw.shape[:-1]
+        matrix = raw[..., : n * n].reshape(*batch_shape, n, n)
+        diagonal, b = raw[..., n * n : n * (n + 1)], raw[..., n * (n + 1) : n * (n + 2)]
+        vectors = raw[..., n * (n + 2) :].reshape(*batch_shape, num_reflections, n)
+        own = jnp.diagonal(matrix, axis1=-2, axis2=-1)
+        lower = jnp.swapaxes(matrix, -1, -2)
+        r = with_diagonal(jnp.triu(matrix, 1), jnp.tanh(own))
+        s = with_diagonal(jnp.triu(lower, 1), jnp.tanh(diagonal))
+        return r, s, b, unit_vectors(vectors)
+
+    def apply(params: Params, x: Array, context: Array | None = None):
+        r, s, b, vectors = read(params, x, context)
+        inner = times(s, reflect(vectors, widened(x))) + b
+        move = times(r, jnp.tanh(inner))
+        log_slope = residual_tanh(_slope(r, s), inner)[1]
+        y = widened(x) + reflect(vectors, move, reverse=True)
+        return y.astype(x.dtype), log_slope.sum(-1).astype(x.dtype)
+
+    def inverse(params: Params, y: Array, context: Array | None = None):
+        r, s, b, vectors = read(params, y, context)
+        rotated = reflect(vectors, widened(y))
+        slope = jnp.broadcast_to(_slope(r, s), rotated.shape)
+        b = jnp.broadcast_to(b, rotated.shape)
+        entries = [jnp.moveaxis(a, -1, 0) for a in (rotated, slope, b)]
+        rows = [jnp.moveaxis(a, -2, 0) for a in (r, s)]
+
+        def solve(carry, entry):
+            """From the last entry to the first: those behind entry i are known, it is not."""
+            x, h, is_i = carry
+            y, slope, b, r_row, s_row = entry
+            own = match(is_i, x)
+            rest = y - (r_row * h).sum(-1)
+            shift = (s_row * x).sum(-1) + b
+            # v + r tanh(s v + shift) = rest, of which s times is an equation for s v + shift.
+            scale, reach = ((row * own).sum(-1) for row in (s_row, r_row))
+            inner, log_det = inverse_residual_tanh(slope, scale * rest + shift)
+            t = jnp.tanh(inner)
+            value = (rest - reach * t)[..., None]
+            return (x + own * value, h + own * t[..., None], jnp.roll(is_i, -1)), log_det
+
+        def match(is_i: Array, x: Array) -> Array:
+            return is_i.reshape(*(1,) * (x.ndim - 1), -1)
+
+        is_last = jnp.zeros(y.shape[-1], rotated.dtype).at[-1].set(1)
+        start = jnp.zeros_like(rotated), jnp.zeros_like(rotated), is_last
+        (_, h, _), log_dets = jax.lax.scan(solve, start, (*entries, *rows), reverse=True)
+        x = widened(y) - reflect(vectors, times(r, h), reverse=True)
+        return x.astype(y.dtype), log_dets.sum(0).astype(y.dtype)
+
+    return Flow(init, apply, inverse)
+
+
+def _slope(r: Array, s: Array) -> Array:
+    """1 + R_ii S_ii, `[..., D]`."""
+    return 1 + jnp.diagonal(r, axis1=-2, axis2=-1) * jnp.diagonal(s, axis1=-2, axis2=-1)
