@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from led_jax import descriptions, sharding
@@ -205,6 +206,22 @@ class Config:
     def record(self) -> dict[str, Any]:
         """Every field's value, with no default left open."""
         return vars(self) | {"epochs": self.num_epochs, "latent_dim": self.latent_size}
+
+    def fixed(self) -> dict[str, Any]:
+        """The fields of `record` that may not change when a run is resumed, as JSON has them."""
+        fields = {name: value for name, value in self.record().items() if name not in FREE}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }
+
+    def differing(self, there: Mapping[str, Any]) -> str:
+        """Which of the fields of `fixed` are others in a record from a file, or missing; or ""."""
+        return "; ".join(
+            f"--{name} is {there.get(name, 'missing')} there and {value} here"
+            for name, value in self.fixed().items()
+            if name not in there or there[name] != value
+        )
 
     def report(self) -> dict[str, Any]:
         """The fields that a result repeats: all but those of the machine's files."""

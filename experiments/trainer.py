@@ -110,7 +110,7 @@ def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
     """How far a run on disk has come, and its log; None before the first checkpoint.
 
     Raises:
-      ValueError: if the checkpoint belongs to another model, optimizer or data set.
+      ValueError: if the checkpoint belongs to another configuration or data set.
     """
     like = task.state_shape()
     found = checkpoints.restore(
@@ -119,6 +119,12 @@ def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
     if found is None:
         return None
     log = found.meta
+    differing = task.config.differing(log.get("config", {}))
+    if differing:
+        raise ValueError(
+            f"checkpoint {found.path} is of another configuration: {differing}. Give the run back "
+            "its config.json, or start again in a new --workdir"
+        )
     if log["fingerprint"] != task.fingerprint:
         raise ValueError(
             f"{workdir} was trained on other data (SHA-256 {log['fingerprint'][:12]}...) "
@@ -208,7 +214,7 @@ def fit(
                 max_skipped=config.max_skipped,
                 resume=resume,
             ):
-                leave = progress.epoch < config.num_epochs and stopped()
+                leave = stopped() and progress.epoch < config.num_epochs
                 if observe is not None:
                     observe(progress, leave)
                 if leave:
@@ -228,6 +234,7 @@ def _new_log(task: Task) -> Log:
         "saved_epoch": None,
         "fingerprint": task.fingerprint,
         "model": descriptions.to_json(task.led),
+        "config": task.config.fixed(),
     }
 
 
