@@ -240,7 +240,9 @@ CASES = [
     Case("sweep", "--workdir=DIR/new --seeds=x", "--seeds must be different whole numbers"),
     Case("sweep", "--workdir=DIR/new --seeds=1,1", "--seeds must be different whole numbers"),
     Case("sweep", "--workdir=DIR/new --epochs=-1", "is not a non-negative integer"),
-    Case("sweep", "--workdir=DIR/new --data_dir=absent", "absent' is not an existing directory"),
+    Case("sweep", "--workdir=DIR/new --seeds=0,00", "--seeds must be different whole numbers"),
+    Case("sweep", "--workdir=DIR/new --seeds=", "--seeds must be different whole numbers"),
+    Case("sweep", "--workdir=DIR/new --data_dir=absent --columns=mlp_prior", "4 of 4 runs failed"),
 ]
 
 
