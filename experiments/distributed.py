@@ -22,7 +22,7 @@ _COORDINATOR = flags.DEFINE_string(
     "HOST:PORT of the first process, the same for all; 'auto' takes it, and the two flags below, "
     "from the cluster's environment; empty: one process.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", 1)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", 1, 2**31 - 1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.", 0)
 
 

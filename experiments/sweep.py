@@ -28,7 +28,7 @@ from experiments.config import Config
 from experiments.flags import from_command, required_workdir, start
 from experiments.run import run
 from experiments.trainer import Stopped
-from experiments.workdir import read_json, write_json
+from experiments.workdir import check_path, read_json, write_json
 
 
 class Cell(NamedTuple):
@@ -229,6 +229,7 @@ def main(argv: list[str]) -> None:
     start(argv)
     workdir = required_workdir()
     with distributed.processes():
+        check_path(workdir)
         table = _select(_TABLE.value, _COLUMNS.value)
         seeds = _parse_seeds(_SEEDS.value)
         overrides: dict[str, Any] = {"data_dir": _DATA_DIR.value}

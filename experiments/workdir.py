@@ -65,6 +65,25 @@ def hold(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
             lock.truncate(0)
 
 
+def check_path(workdir: pathlib.Path) -> None:
+    """Makes sure that a path is a directory's, or can become one's.
+
+    Raises:
+      ValueError: if it leads through a file or a broken link, or is not UTF-8, which the
+        checkpointing library cannot write.
+    """
+    try:
+        os.path.realpath(workdir).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"--workdir={str(workdir)!a} must be UTF-8; name another one") from error
+    there = next((path for path in (workdir, *workdir.parents) if os.path.lexists(path)), workdir)
+    if os.path.lexists(there) and not there.is_dir():
+        raise ValueError(
+            f"--workdir={workdir}: {there} is not a directory but a file or a broken link; name "
+            "another one"
+        )
+
+
 def write_config(config: Config, workdir: pathlib.Path) -> None:
     """Puts the configuration of a run on record in its directory."""
     write_json(workdir / "config.json", config.record())
@@ -93,10 +112,9 @@ def read_config(workdir: pathlib.Path) -> Config | None:
     Raises:
       ValueError: if the record cannot be read, or the directory holds something else.
     """
+    check_path(workdir)
     path = workdir / "config.json"
     if not path.exists():
-        if workdir.exists() and not workdir.is_dir():
-            raise ValueError(f"--workdir={workdir} is not a directory")
         if workdir.is_dir() and any(
             entry.suffix != ".tmp" and entry.name != _LOCK for entry in workdir.iterdir()
         ):

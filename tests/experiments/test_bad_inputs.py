@@ -84,6 +84,14 @@ def written(name, content):
     return prepare
 
 
+def kept(directory):
+    """The finished run as it is."""
+
+
+def looping(directory):
+    (directory / "loop").symlink_to("loop")
+
+
 def unfinished(directory):
     (directory / "w" / "result.json").unlink()
 
@@ -188,13 +196,23 @@ CASES = [
             "--coordinator=localhost:9 --num_processes=2 --process_id=2",
             "--process_id must be less than --num_processes=2, got 2",
         ),
-        ("--num_processes=0", "is not a positive integer"),
+        ("--num_processes=0", "not an integer in the range [1, 2147483647]"),
         ("--process_id=-1", "is not a non-negative integer"),
+        *(
+            (f"--{name}={10**20}", f"--{name} must be less than 2**31, got 1000")
+            for name in ("epochs", "latent_dim", "prior_depth", "nll_samples", "checkpoint_epochs")
+        ),
+        (f"--prior_hidden=2,{10**20}", "--prior_hidden must be less than 2**31, got (2, 1000"),
         ("--colour=red", "Unknown command line flag 'colour'"),
         ("stray", "unknown arguments: stray"),
     ]
 ] + [
     Case("train", "--workdir=DIR/w", "is not a directory", written("w", b"x")),
+    Case("train", "--workdir=DIR/w/config.json/x", "w/config.json is not a directory but", kept),
+    Case("train", "--workdir=DIR/loop/x", "loop is not a directory but", looping),
+    Case("train", "--workdir=DIR/\udcff", r"\udcff' must be UTF-8; name another one"),
+    Case("sweep", "--workdir=DIR/w/config.json/x", "w/config.json is not a directory but", kept),
+    Case("evaluate", "--workdir=DIR/loop", "loop is not a directory but", looping),
     Case("train", "--workdir=DIR/v", "it is not a run's directory", written("v/thesis.tex", b"x")),
     Case("train", "--workdir=DIR/w", "config.json cannot be", written("w/config.json", b"{")),
     Case("train", "--workdir=DIR/w", "expected a dict", written("w/config.json", b"[1]")),
