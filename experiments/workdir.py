@@ -78,8 +78,9 @@ def check_path(workdir: pathlib.Path) -> None:
         raise ValueError(f"--workdir={str(workdir)!a} must be UTF-8; name another one") from error
     there = next((path for path in (workdir, *workdir.parents) if os.path.lexists(path)), workdir)
     if os.path.lexists(there) and not there.is_dir():
+        through = "" if there == workdir else f": {there}"
         raise ValueError(
-            f"--workdir={workdir}: {there} is not a directory but a file or a broken link; name "
+            f"--workdir={workdir}{through} is not a directory but a file or a broken link; name "
             "another one"
         )
 

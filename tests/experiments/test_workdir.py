@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from experiments.workdir import hold, read_config
+from experiments.workdir import check_path, hold, read_config
 
 HOLDER = """
 import pathlib, sys, time
@@ -64,3 +64,18 @@ def test_an_error_in_a_directory_that_is_gone_says_so(tmp_path):
         raise RuntimeError("a checkpoint was not written")
     with pytest.raises(RuntimeError, match="^out of memory$"), hold(tmp_path / "w"):
         raise RuntimeError("out of memory")
+
+
+def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in [
+        ("file", "--workdir=.*/file is not a directory but a file"),
+        ("file/x/y", "--workdir=.*/file/x/y: .*/file is not a directory but a file"),
+        ("loop", "--workdir=.*/loop is not a directory but .* a broken link"),
+        ("\udcff", r"--workdir='.*\\udcff' must be UTF-8"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_path(tmp_path / name)
+    check_path(tmp_path)
+    check_path(tmp_path / "new" / "er")
