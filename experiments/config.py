@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from led_jax import descriptions, sharding
@@ -137,15 +138,16 @@ class Config:
         for name in not_negative:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
-        if self.seed >= 2**32:
-            raise ValueError(f"--seed must be less than 2**32, got {self.seed}")
         for field in dataclasses.fields(self):
-            choices = field.metadata["choices"]
-            if choices and getattr(self, field.name) not in choices:
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices:
                 raise ValueError(
-                    f"--{field.name} must be one of {', '.join(choices)}, "
-                    f"got {getattr(self, field.name)!r}"
+                    f"--{field.name} must be one of {', '.join(choices)}, got {value!r}"
                 )
+            bits = 32 if field.name == "seed" else 31  # Sizes and counters are int32.
+            entries = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(entry, int) and entry >= 2**bits for entry in entries):
+                raise ValueError(f"--{field.name} must be less than 2**{bits}, got {value}")
         if self.weight_norm and self.network != "resconv":
             raise ValueError(f"--weight_norm needs --network=resconv, got {self.network!r}")
         if self.parallel == "pmap" and self.data_placement != "device":
@@ -205,6 +207,22 @@ class Config:
     def record(self) -> dict[str, Any]:
         """Every field's value, with no default left open."""
         return vars(self) | {"epochs": self.num_epochs, "latent_dim": self.latent_size}
+
+    def fixed(self) -> dict[str, Any]:
+        """The fields of `record` that may not change when a run is resumed, as JSON has them."""
+        fields = {name: value for name, value in self.record().items() if name not in FREE}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }
+
+    def differing(self, there: Mapping[str, Any]) -> str:
+        """Which of the fields of `fixed` are others in a record from a file, or missing; or ""."""
+        return "; ".join(
+            f"--{name} is {there.get(name, 'missing')} there and {value} here"
+            for name, value in self.fixed().items()
+            if name not in there or there[name] != value
+        )
 
     def report(self) -> dict[str, Any]:
         """The fields that a result repeats: all but those of the machine's files."""

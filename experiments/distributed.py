@@ -13,13 +13,16 @@ from absl import flags
 
 _CONNECT_SECONDS = 60
 
+ERRORS = (ValueError, OSError, FloatingPointError)
+"""What a run's input, its files or its numbers can cause: a line says it, without a traceback."""
+
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",
     "HOST:PORT of the first process, the same for all; 'auto' takes it, and the two flags below, "
     "from the cluster's environment; empty: one process.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", 1)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", 1, 2**31 - 1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.", 0)
 
 
@@ -32,13 +35,23 @@ def processes() -> Iterator[None]:
     try:
         _join()
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        _fail(str(error))
+    except ERRORS as error:
+        _fail(message_of(error))
     except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
+        if jax.distributed.is_initialized():
+            _fail(f"{message_of(error)} (look for the other processes' errors, too)")
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = str(error).partition("\n")[0]
-        _fail(f"{reason} (look for the other processes' errors, too)")
+        _fail(message_of(error))
+
+
+def message_of(error: Exception) -> str:
+    """What an error says; of JAX's long ones, the first line."""
+    return (
+        str(error).partition("\n")[0]
+        if isinstance(error, jax.errors.JaxRuntimeError)
+        else str(error)
+    )
 
 
 def _fail(message: str) -> NoReturn:

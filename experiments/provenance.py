@@ -14,6 +14,9 @@ import optax
 
 import led_jax
 
+FIELDS = ("command", "commit", "versions", "hardware", "date")
+"""Names of what `origin` says."""
+
 
 def origin(command: str) -> dict[str, Any]:
     """What every result says of itself: its command, commit, versions, hardware and date."""

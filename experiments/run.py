@@ -1,10 +1,11 @@
 """One run, from a configuration to a result: training, selection, evaluation and pictures."""
 
+import contextlib
 import pathlib
 import statistics
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from experiments import plots, provenance
 from experiments.config import Config
 from experiments.flags import to_command
 from experiments.trainer import (
+    Log,
     Stopped,
     Task,
     fit,
@@ -25,7 +27,7 @@ from experiments.trainer import (
     stop_on_signal,
     stream,
 )
-from experiments.workdir import check_workdir, read_json, write_config, write_json
+from experiments.workdir import check_workdir, hold, read_json, write_config, write_json
 from led_jax import estimators, sharding
 from led_jax.data import Dataset
 from led_jax.model import LED
@@ -46,7 +48,8 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       ValueError: if `workdir`, the data or the devices do not belong to this configuration, or
-        another process has another one.
+        another process has another one; or if another process writes to `workdir`.
+      FileNotFoundError: if `workdir` is removed, renamed or replaced meanwhile.
       FloatingPointError: if too many updates, or the validation's bound, are not finite.
       Stopped: if SIGTERM or SIGINT came. The state is saved.
     """
@@ -61,43 +64,100 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     result = None
     if writes:
         check_workdir(config, workdir)
-        result = read_json(result_path)
+        result = read_result(config, workdir)
     if sharding.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
         return result or {}
     origin = provenance.origin(command)  # Of the code that runs, whatever is committed meanwhile.
     task, placement = make_task(config), make_placement(config)
-    restored = restore(task, workdir) if writes else None
-    if writes:
-        write_config(config, workdir)
-    with stop_on_signal() as stopped:
-        best, log = fit(task, placement, workdir, restored, stopped)
-        estimate = estimate_nll(task, placement, best.params, task.dataset.test, stopped)
-    if not writes:
-        return {}
-    led_jax.save(workdir, task.led, jax.device_get(best.params))
-    draw_pictures(config, task.led, best.params, task.dataset, log["history"], workdir)
-    best_record = max(log["history"], key=lambda record: record["valid_elbo"])
+    with hold(workdir) if writes else contextlib.nullcontext(lambda: None) as check_held:
+        restored = None
+        if writes:
+            check_workdir(config, workdir)  # Again: only from here on does it stay as it is.
+            restored = restore(task, workdir)
+            write_config(config, workdir)
+        with stop_on_signal() as signalled:
+
+            def stopped() -> bool:
+                check_held()
+                return signalled()
+
+            best, log = fit(task, placement, workdir, restored, stopped)
+            estimate = estimate_nll(task, placement, best.params, task.dataset.test, stopped)
+        if not writes:
+            return {}
+        check_held()
+        led_jax.save(workdir, task.led, jax.device_get(best.params))
+        draw_pictures(config, task.led, best.params, task.dataset, log["history"], workdir)
+        measured = _measured(task, placement, best.params, log, estimate)
+        write_json(result_path, config.report() | measured._asdict() | origin)
+        return read_result(config, workdir) or {}  # As a finished run's: JSON has no tuples.
+
+
+class Measured(NamedTuple):
+    """What a result says beside its configuration and its origin."""
+
+    model: str
+    best_epoch: int
+    valid_elbo: float
+    test_elbo: float
+    nll: float
+    nll_se: float
+    nll_monte_carlo_se: float
+    num_params: int
+    skipped: int
+    devices: int
+    processes: int
+    compile_seconds: float
+    seconds_per_epoch: float
+    seconds_train: float
+
+
+def _measured(
+    task: Task, placement: Placement, params: Any, log: Log, estimate: estimators.NLL
+) -> Measured:
+    best = max(log["history"], key=lambda record: record["valid_elbo"])
     seconds = log["epoch_seconds"]
-    result = {
-        **config.report(),
-        "model": repr(task.led),
-        "best_epoch": best_record["epoch"],
-        "valid_elbo": best_record["valid_elbo"],
-        "test_elbo": estimate.elbo,
-        "nll": estimate.nll,
-        "nll_se": estimate.standard_error,
-        "nll_monte_carlo_se": estimate.monte_carlo_error,
-        "num_params": sum(leaf.size for leaf in jax.tree.leaves(best.params)),
-        "skipped": log["skipped"],
-        "devices": placement.mesh.size,
-        "processes": jax.process_count(),
-        "compile_seconds": log["compile_seconds"],
-        "seconds_per_epoch": statistics.median(seconds[1:] or seconds),
-        "seconds_train": log["seconds_train"],
-        **origin,
-    }
-    write_json(result_path, result)
-    return read_json(result_path) or {}  # As a finished run's is read again: JSON has no tuples.
+    return Measured(
+        model=repr(task.led),
+        best_epoch=best["epoch"],
+        valid_elbo=best["valid_elbo"],
+        test_elbo=estimate.elbo,
+        nll=estimate.nll,
+        nll_se=estimate.standard_error,
+        nll_monte_carlo_se=estimate.monte_carlo_error,
+        num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        skipped=log["skipped"],
+        devices=placement.mesh.size,
+        processes=jax.process_count(),
+        compile_seconds=log["compile_seconds"],
+        seconds_per_epoch=statistics.median(seconds[1:] or seconds),
+        seconds_train=log["seconds_train"],
+    )
+
+
+def read_result(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The result in a run's directory, or None if there is none.
+
+    Raises:
+      ValueError: if it is not a whole one, or of another configuration. It may be of another value
+        of a field that is free.
+    """
+    path = workdir / "result.json"
+    delete = f"The run makes it again from its checkpoints where {path} is deleted"
+    try:
+        result = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}. {delete}") from error
+    if result is None:
+        return None
+    expected = (*config.report(), *Measured._fields, *provenance.FIELDS)
+    missing = [name for name in expected if name not in result]
+    if missing:
+        raise ValueError(f"{path} is not a whole result: it has no {missing[0]}. {delete}")
+    differing = config.differing(result)
+    if differing:
+        raise ValueError(f"{path} is of another configuration: {differing}. {delete}")
+    return result
 
 
 def _digest(text: str) -> np.uint32:

@@ -3,7 +3,8 @@ r"""Trains the cells of a table of the paper, and writes the table beside the pa
     python -m experiments.sweep --table=1 --columns=mlp_prior,mlp_posterior --data_dir=DIR \
         --workdir=DIR
 
-Cells already finished in the work directory are not trained again, stopped ones go on. Writes
+Cells already finished in the work directory are not trained again, stopped ones go on. One that
+fails leaves the others to go on; the failed are named at the end, with status 1. Writes
 tableN.json (a list of experiments.train's objects), tableN.md and tableN.png into it; what the
 table there already has of other cells stays. The last line on standard output is one JSON object
 with the list as its "results".
@@ -27,7 +28,7 @@ from experiments.config import Config
 from experiments.flags import from_command, required_workdir, start
 from experiments.run import run
 from experiments.trainer import Stopped
-from experiments.workdir import read_json, write_json
+from experiments.workdir import check_path, read_json, write_json
 
 
 class Cell(NamedTuple):
@@ -114,8 +115,10 @@ flags.DEFINE_string("workdir", "", "Directory of the sweep.")
 
 def sweep(
     table: dict[str, list[Cell]], seeds: list[int], workdir: pathlib.Path, **overrides: Any
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Trains every cell of a table with every seed.
+
+    A run that fails leaves the others to go on, in one process: several would part company.
 
     Args:
       table: cells by column; a cell that stands in several columns is trained once.
@@ -124,8 +127,8 @@ def sweep(
       **overrides: fields of `Config` to set in every cell.
 
     Returns:
-      Each run's result, with its "paper_nll" and "columns"; in other processes than the first,
-      these two alone.
+      Each finished run's result, with its "paper_nll" and "columns"; in other processes than the
+      first, these two alone. And the names of the runs that failed.
     """
     runs: dict[str, tuple[Cell, Config, list[str]]] = {}
     for column, cells in table.items():
@@ -133,12 +136,19 @@ def sweep(
             for seed in seeds:
                 config = dataclasses.replace(cell.config, seed=seed, **overrides)
                 runs.setdefault(run_name(config), (cell, config, []))[2].append(column)
-    results = []
+    results, failed = [], []
     for name, (cell, config, columns) in runs.items():
         tqdm.tqdm.write(f"== {name}", file=sys.stderr)
-        result = run(config, workdir / name)
-        results.append(result | {"paper_nll": cell.paper_nll, "columns": columns})
-    return results
+        try:
+            result = run(config, workdir / name)
+        except (*distributed.ERRORS, jax.errors.JaxRuntimeError) as error:
+            if jax.process_count() > 1:
+                raise
+            tqdm.tqdm.write(f"error: {distributed.message_of(error)}", file=sys.stderr)
+            failed.append(name)
+        else:
+            results.append(result | {"paper_nll": cell.paper_nll, "columns": columns})
+    return results, failed
 
 
 def run_name(config: Config) -> str:
@@ -219,6 +229,7 @@ def main(argv: list[str]) -> None:
     start(argv)
     workdir = required_workdir()
     with distributed.processes():
+        check_path(workdir)
         table = _select(_TABLE.value, _COLUMNS.value)
         seeds = _parse_seeds(_SEEDS.value)
         overrides: dict[str, Any] = {"data_dir": _DATA_DIR.value}
@@ -227,13 +238,16 @@ def main(argv: list[str]) -> None:
         if _NLL_SAMPLES.value:
             overrides["nll_samples"] = _NLL_SAMPLES.value
         try:
-            results = sweep(table, seeds, workdir, **overrides)
+            results, failed = sweep(table, seeds, workdir, **overrides)
         except Stopped as stopped:
             print(f"{stopped}; to go on, give the same command again", file=sys.stderr)
             return
-        if jax.process_index() == 0:
+        total = len(results) + len(failed)
+        if jax.process_index() == 0 and results:
             results = _write(_TABLE.value, results, workdir)
             print(json.dumps({"table": _TABLE.value, "results": results}))
+        if failed:
+            raise ValueError(f"{len(failed)} of {total} runs failed: {', '.join(failed)}")
 
 
 def _write(
@@ -280,10 +294,10 @@ def _select(table: int, columns: list[str]) -> dict[str, list[Cell]]:
 
 
 def _parse_seeds(values: list[str]) -> list[int]:
-    distinct = {value.strip() for value in values}
-    if not values or len(distinct) < len(values) or not all(map(str.isdecimal, distinct)):
+    seeds = [int(value) for value in values if value.strip().isdecimal()]
+    if not seeds or len(set(seeds)) < len(values):
         raise ValueError(f"--seeds must be different whole numbers, got {','.join(values)!r}")
-    return [int(value) for value in values]
+    return seeds
 
 
 if __name__ == "__main__":

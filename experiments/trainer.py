@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import signal
+import socket
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -110,7 +113,7 @@ def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
     """How far a run on disk has come, and its log; None before the first checkpoint.
 
     Raises:
-      ValueError: if the checkpoint belongs to another model, optimizer or data set.
+      ValueError: if the checkpoint belongs to another configuration or data set.
     """
     like = task.state_shape()
     found = checkpoints.restore(
@@ -119,6 +122,12 @@ def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
     if found is None:
         return None
     log = found.meta
+    differing = task.config.differing(log.get("config", {}))
+    if differing:
+        raise ValueError(
+            f"checkpoint {found.path} is of another configuration: {differing}. Give the run back "
+            "its config.json, or start again in a new --workdir"
+        )
     if log["fingerprint"] != task.fingerprint:
         raise ValueError(
             f"{workdir} was trained on other data (SHA-256 {log['fingerprint'][:12]}...) "
@@ -132,28 +141,44 @@ def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """A function that says whether SIGTERM or SIGINT has come to any of the processes.
 
-    The first signal only leaves a note; the second one is as deadly as ever. All processes must
+    The first signal only leaves a note; the second one ends the process at once. All processes must
     call the function alike.
     """
     received: list[int] = []
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
 
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        for handled, handler in previous.items():
-            signal.signal(handled, handler)
-        print("stopping as soon as the state is saved", file=sys.stderr, flush=True)
+    def watch() -> None:
+        while number := reader.recv(1):
+            if number[0] not in previous:
+                continue
+            if received:
+                os._exit(128 + number[0])
+            received.append(number[0])
+            print("stopping as soon as the state is saved", file=sys.stderr, flush=True)
 
     def stopped() -> bool:
         if jax.process_count() == 1:
             return bool(received)
         return bool(multihost_utils.process_allgather(np.array(bool(received))).any())
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    # A thread listens: the main one comes to no handler while it compiles or waits for a device.
+    previous = {
+        number: signal.signal(number, lambda number, frame: None)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    previous_fd = signal.set_wakeup_fd(writer.fileno())
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield stopped
     finally:
+        signal.set_wakeup_fd(previous_fd)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        writer.close()
+        watcher.join()
+        reader.close()
 
 
 def fit(
@@ -208,7 +233,7 @@ def fit(
                 max_skipped=config.max_skipped,
                 resume=resume,
             ):
-                leave = progress.epoch < config.num_epochs and stopped()
+                leave = stopped() and progress.epoch < config.num_epochs
                 if observe is not None:
                     observe(progress, leave)
                 if leave:
@@ -228,6 +253,7 @@ def _new_log(task: Task) -> Log:
         "saved_epoch": None,
         "fingerprint": task.fingerprint,
         "model": descriptions.to_json(task.led),
+        "config": task.config.fixed(),
     }
 
 

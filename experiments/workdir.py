@@ -1,18 +1,92 @@
-"""A run's directory: its configuration on record, and files that are written whole."""
+"""A run's directory: one writer, its configuration on record, and files that are written whole."""
 
+import contextlib
+import datetime
+import fcntl
 import json
 import os
 import pathlib
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from experiments.config import FREE, Config
+from experiments.config import Config
 
 _MAX_JSON_BYTES = 2**20
 
+_LOCK = "lock"
+
+
+@contextlib.contextmanager
+def hold(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
+    """Makes a run's directory where it is missing, and keeps other processes from writing to it.
+
+    The lock is flock(2)'s, on the directory's file "lock": it dies with its process, whatever ends
+    that. On network file systems it is not promised: some keep it to one host, others ignore it.
+
+    Yields:
+      A function that raises FileNotFoundError if the directory was removed, renamed or replaced.
+
+    Raises:
+      ValueError: if another process holds it, saying which.
+      OSError: if the directory cannot be made or locked.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / _LOCK
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = lock.read() or "another process"
+            raise ValueError(
+                f"{workdir} is written to by {holder}. Wait for its end, or name another --workdir"
+            ) from error
+        since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+        lock.flush()
+
+        def check() -> None:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                    return
+            raise FileNotFoundError(
+                f"{workdir} was removed, renamed or replaced while the run went on: it stops here. "
+                "Where its last checkpoint still is, it can go on from that"
+            )
+
+        try:
+            yield check
+        except Exception:
+            check()  # Whatever failed in a directory that is gone, this is why.
+            raise
+        finally:
+            lock.truncate(0)
+
+
+def check_path(workdir: pathlib.Path) -> None:
+    """Makes sure that a path is a directory's, or can become one's.
+
+    Raises:
+      ValueError: if it leads through a file or a broken link, or is not UTF-8, which the
+        checkpointing library cannot write.
+    """
+    try:
+        os.path.realpath(workdir).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"--workdir={str(workdir)!a} must be UTF-8; name another one") from error
+    there = next((path for path in (workdir, *workdir.parents) if os.path.lexists(path)), workdir)
+    if os.path.lexists(there) and not there.is_dir():
+        through = "" if there == workdir else f": {there}"
+        raise ValueError(
+            f"--workdir={workdir}{through} is not a directory but a file or a broken link; name "
+            "another one"
+        )
+
 
 def write_config(config: Config, workdir: pathlib.Path) -> None:
-    """Makes a run's directory and puts its configuration on record."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    """Puts the configuration of a run on record in its directory."""
     write_json(workdir / "config.json", config.record())
 
 
@@ -25,15 +99,10 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
     recorded = read_config(workdir)
     if recorded is None:
         return
-    there = recorded.record()
-    differing = [
-        f"--{name} is {there[name]} there and {value} here"
-        for name, value in config.record().items()
-        if name not in FREE and value != there[name]
-    ]
+    differing = config.differing(recorded.fixed())
     if differing:
         raise ValueError(
-            f"{workdir} holds a run of another configuration: {'; '.join(differing)}. Leave these "
+            f"{workdir} holds a run of another configuration: {differing}. Leave these "
             "flags away to continue that run, or name another --workdir"
         )
 
@@ -44,11 +113,12 @@ def read_config(workdir: pathlib.Path) -> Config | None:
     Raises:
       ValueError: if the record cannot be read, or the directory holds something else.
     """
+    check_path(workdir)
     path = workdir / "config.json"
     if not path.exists():
-        if workdir.exists() and not workdir.is_dir():
-            raise ValueError(f"--workdir={workdir} is not a directory")
-        if workdir.is_dir() and any(entry.suffix != ".tmp" for entry in workdir.iterdir()):
+        if workdir.is_dir() and any(
+            entry.suffix != ".tmp" and entry.name != _LOCK for entry in workdir.iterdir()
+        ):
             raise ValueError(
                 f"{workdir} has files in it but no config.json: it is not a run's directory. Name "
                 "an empty or a new --workdir"
@@ -58,10 +128,14 @@ def read_config(workdir: pathlib.Path) -> Config | None:
         name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples.
         for name, value in (read_json(path) or {}).items()
     }
-    try:
-        return Config(**record)
-    except TypeError as error:
-        raise ValueError(f"{path} is not a run's configuration: {error}") from error
+    fields = Config().record().keys()
+    for what, names in (("lacks", fields - record.keys()), ("also has", record.keys() - fields)):
+        if names:
+            raise ValueError(
+                f"{path} is not a run's configuration: it {what} {', '.join(sorted(names))}. Put "
+                "the file back as the run wrote it, or name another --workdir"
+            )
+    return Config(**record)
 
 
 def read_json(path: pathlib.Path, kind: type = dict) -> Any:

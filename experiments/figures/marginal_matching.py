@@ -26,8 +26,8 @@ from jax import Array
 from experiments import plots
 from experiments.figures.launch import define_flags, launch
 from experiments.flags import to_command
-from experiments.run import load_run
-from experiments.workdir import read_config, read_json
+from experiments.run import load_run, read_result
+from experiments.workdir import read_config
 from led_jax import LED, Elbo, data, estimators
 
 NUM_COVARIANCE_DRAWS = 50
@@ -79,7 +79,8 @@ def measure(
     directory: pathlib.Path, data_dir: str, num_samples: int, key: Array
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
     """One run's numbers, and images `[NUM_IMAGES, H, W]` decoded from p(z) and from q(z)."""
-    config, trained = read_config(directory), read_json(directory / "result.json")
+    config = read_config(directory)
+    trained = config and read_result(config, directory)
     if config is None or trained is None:
         raise ValueError(f"{directory} holds no finished run; train one with --workdir first")
     task, best = load_run(

@@ -84,6 +84,14 @@ def written(name, content):
     return prepare
 
 
+def kept(directory):
+    """The finished run as it is."""
+
+
+def looping(directory):
+    (directory / "loop").symlink_to("loop")
+
+
 def unfinished(directory):
     (directory / "w" / "result.json").unlink()
 
@@ -188,13 +196,23 @@ CASES = [
             "--coordinator=localhost:9 --num_processes=2 --process_id=2",
             "--process_id must be less than --num_processes=2, got 2",
         ),
-        ("--num_processes=0", "is not a positive integer"),
+        ("--num_processes=0", "not an integer in the range [1, 2147483647]"),
         ("--process_id=-1", "is not a non-negative integer"),
+        *(
+            (f"--{name}={10**20}", f"--{name} must be less than 2**31, got 1000")
+            for name in ("epochs", "latent_dim", "prior_depth", "nll_samples", "checkpoint_epochs")
+        ),
+        (f"--prior_hidden=2,{10**20}", "--prior_hidden must be less than 2**31, got (2, 1000"),
         ("--colour=red", "Unknown command line flag 'colour'"),
         ("stray", "unknown arguments: stray"),
     ]
 ] + [
     Case("train", "--workdir=DIR/w", "is not a directory", written("w", b"x")),
+    Case("train", "--workdir=DIR/w/config.json/x", "w/config.json is not a directory but", kept),
+    Case("train", "--workdir=DIR/loop/x", "loop is not a directory but", looping),
+    Case("train", "--workdir=DIR/\udcff", r"\udcff' must be UTF-8; name another one"),
+    Case("sweep", "--workdir=DIR/w/config.json/x", "w/config.json is not a directory but", kept),
+    Case("evaluate", "--workdir=DIR/loop", "loop is not a directory but", looping),
     Case("train", "--workdir=DIR/v", "it is not a run's directory", written("v/thesis.tex", b"x")),
     Case("train", "--workdir=DIR/w", "config.json cannot be", written("w/config.json", b"{")),
     Case("train", "--workdir=DIR/w", "expected a dict", written("w/config.json", b"[1]")),
@@ -203,7 +221,7 @@ CASES = [
         "train", "--workdir=DIR/w", "config.json cannot be", written("w/config.json", b"[" * 9999)
     ),
     Case("train", "--workdir=DIR/w", "expected at most", written("w/config.json", b" " * 2**21)),
-    Case("train", "--workdir=DIR/w", "'colour'", edited(colour="red")),
+    Case("train", "--workdir=DIR/w", "it also has colour", edited(colour="red")),
     Case("train", "--workdir=DIR/w", "--epochs must be a whole number, got", edited(epochs="many")),
     Case("train", "--workdir=DIR/w", "--dataset must be like 'digits', got 3", edited(dataset=3)),
     Case("train", "--workdir=DIR/w", "--prior_hidden must be like", edited(prior_hidden="9")),
@@ -213,7 +231,10 @@ CASES = [
     Case("train", "--workdir=DIR/w", "all 1 checkpoints in", half_deleted),
     Case("train", "--workdir=DIR/w", "expected a directory of checkpoints", checkpoints_file),
     Case("train", "--workdir=DIR/w", "is of another model", edited(latent_dim=3)),
-    Case("train", "--workdir=DIR/w", "trained on other data", edited(binarize="dynamic")),
+    Case("train", "--workdir=DIR/w", "--binarize is static there and", edited(binarize="dynamic")),
+    Case("train", "--workdir=DIR/w", "--epochs is 1 there and 2 here", edited(epochs=2)),
+    Case("train", "--workdir=DIR/w", "result.json cannot be", written("w/result.json", b"")),
+    Case("evaluate", "--workdir=DIR/w", "--seed is 0 there and 1 here", edited(seed=1)),
     Case("train", MNIST, "looked for binarized_mnist_packed.npz"),
     Case("train", MNIST, "lacks binarized_mnist_valid.amat", one_amat),
     Case("train", MNIST, "truncated or altered", amat(100)),
@@ -237,7 +258,9 @@ CASES = [
     Case("sweep", "--workdir=DIR/new --seeds=x", "--seeds must be different whole numbers"),
     Case("sweep", "--workdir=DIR/new --seeds=1,1", "--seeds must be different whole numbers"),
     Case("sweep", "--workdir=DIR/new --epochs=-1", "is not a non-negative integer"),
-    Case("sweep", "--workdir=DIR/new --data_dir=absent", "absent' is not an existing directory"),
+    Case("sweep", "--workdir=DIR/new --seeds=0,00", "--seeds must be different whole numbers"),
+    Case("sweep", "--workdir=DIR/new --seeds=", "--seeds must be different whole numbers"),
+    Case("sweep", "--workdir=DIR/new --data_dir=absent --columns=mlp_prior", "4 of 4 runs failed"),
 ]
 
 

@@ -255,6 +255,21 @@ def test_a_broken_record_is_an_error_that_names_the_file(tmp_path, content):
         read_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.pop("seed"), "it lacks seed"),
+        (lambda record: record.update(colour=3), "it also has colour"),
+    ],
+)
+def test_a_record_names_all_fields_and_nothing_else(tmp_path, change, message):
+    record = Config().record()
+    change(record)
+    write_json(tmp_path / "config.json", record)
+    with pytest.raises(ValueError, match=rf"config\.json is not a run's .*: {message}\."):
+        read_config(tmp_path)
+
+
 def test_the_command_says_what_differs_from_the_defaults_and_is_read_back():
     config = Config(dataset="binarized_mnist", data_dir="secret", prior_hidden=(5, 6), seed=3)
     command = to_command(config)

@@ -12,7 +12,7 @@ import pytest
 from support import assert_trees_equal
 
 from experiments.config import Config
-from experiments.trainer import make_task
+from experiments.trainer import make_task, stop_on_signal
 from experiments.workdir import read_config
 from led_jax import checkpoints
 
@@ -99,3 +99,41 @@ def test_a_signal_saves_and_says_how_to_go_on(launch):
         assert last.endswith(f"; to go on: python -m experiments.train --workdir={name}")
         before, epochs = epochs, int(last.split()[3])
         assert epochs > before
+
+
+BUSY = """
+import hashlib
+from experiments.trainer import stop_on_signal
+with stop_on_signal():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # Far from Python, as a compilation is.
+"""
+
+
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)]
+)
+def test_the_second_signal_ends_a_process_at_once_whatever_it_does(numbers):
+    command = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as busy:
+        try:
+            assert busy.stdout.readline() == "busy\n"
+            busy.send_signal(numbers[0])
+            assert busy.stderr.readline() == "stopping as soon as the state is saved\n"
+            assert busy.poll() is None
+            busy.send_signal(numbers[1])
+            assert busy.wait(30) == 128 + numbers[1]
+        finally:
+            busy.kill()
+
+
+def test_signals_are_noted_while_a_run_goes_on_and_no_longer():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with stop_on_signal() as stopped:
+        assert not stopped()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not stopped():  # A thread takes the note.
+            time.sleep(0.01)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

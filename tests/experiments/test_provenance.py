@@ -30,3 +30,7 @@ def test_the_commit_says_whether_tracked_files_differ_from_it(tmp_path, monkeypa
     assert provenance.commit() == f"{head}+dirty"
     monkeypatch.setenv("PATH", "")
     assert provenance.commit() is None
+
+
+def test_an_origin_has_its_fields():
+    assert tuple(provenance.origin("make")) == provenance.FIELDS

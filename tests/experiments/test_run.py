@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 import shutil
+import time
 from unittest import mock
 
 import jax
@@ -16,6 +18,7 @@ from experiments.config import Config
 from experiments.flags import from_command
 from experiments.run import load_run, run
 from experiments.trainer import make_task
+from experiments.workdir import hold, write_config
 from led_jax import checkpoints, data, training
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -68,6 +71,89 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch):
     workdir, result = finished
     monkeypatch.setattr(run_module, "fit", None)
     assert run(TINY, workdir) == result
+
+
+def test_a_second_run_in_a_directory_is_refused_and_writes_nothing(tmp_path):
+    with hold(tmp_path / "w"):
+        lock = (tmp_path / "w" / "lock").read_text()
+        for seed in (0, 1):
+            with pytest.raises(ValueError, match=f"written to by process {os.getpid()} on"):
+                run(dataclasses.replace(TINY, seed=seed), tmp_path / "w")
+        assert [path.name for path in (tmp_path / "w").iterdir()] == ["lock"]
+        assert (tmp_path / "w" / "lock").read_text() == lock
+
+
+def copy_of(finished, directory):
+    shutil.copytree(finished[0], directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"epochs": 4}, {"learning_rate": 0.5}, {"seed": 1}, {"kl_warmup": 0.0}, {"batch_size": 10}],
+)
+def test_a_run_is_of_the_configuration_that_made_it(finished, tmp_path, changes):
+    workdir = copy_of(finished, tmp_path / "w")
+    edited = dataclasses.replace(TINY, **changes)
+    ((name, value),) = changes.items()
+    differing = f"is of another configuration: --{name} is {getattr(TINY, name)} there and {value}"
+    write_config(edited, workdir)
+    with pytest.raises(ValueError, match=rf"result\.json {differing} here"):
+        run(edited, workdir)
+    (workdir / "result.json").unlink()
+    with pytest.raises(ValueError, match=f"checkpoints/6 {differing} here"):
+        run(edited, workdir)
+    with pytest.raises(ValueError, match=f"checkpoints/6 {differing} here"):
+        load_run(edited, workdir)
+
+
+def test_a_run_goes_on_with_other_values_of_free_fields(finished, tmp_path):
+    workdir = copy_of(finished, tmp_path / "w")
+    again = run(dataclasses.replace(TINY, nll_samples=2, checkpoint_epochs=1), workdir)
+    assert again["nll_samples"] == 2 and again["valid_elbo"] == finished[1]["valid_elbo"]
+
+
+@pytest.mark.parametrize("content", ["", '{"nll_samples": 20}', "[1]"])
+def test_a_result_that_is_not_whole_is_refused_and_may_be_deleted(finished, tmp_path, content):
+    workdir = copy_of(finished, tmp_path / "w")
+    path = workdir / "result.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"result\.json .* makes it again .* is deleted"):
+        run(TINY, workdir)
+    path.unlink()
+    assert run(TINY, workdir)["nll"] == finished[1]["nll"]
+
+
+@pytest.mark.parametrize("during", ["train", "nll"])
+def test_a_run_whose_directory_goes_away_stops(tmp_path, monkeypatch, during):
+    workdir = tmp_path / "w"
+    module, name = {"train": (training, "epochs"), "nll": (run_module, "estimate_nll")}[during]
+    original = getattr(module, name)
+
+    def epochs(*args, **kwargs):
+        for progress in original(*args, **kwargs):
+            if progress.epoch == 3:
+                while not (workdir / "checkpoints" / "2").exists():  # A thread writes it.
+                    time.sleep(0.01)
+                workdir.rename(tmp_path / "v")
+            yield progress
+
+    def estimate_nll(*args, **kwargs):
+        shutil.rmtree(workdir)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, locals()[name])
+    config = dataclasses.replace(TINY, checkpoint_epochs=1)
+    with pytest.raises(FileNotFoundError, match="w was removed, renamed or replaced while the run"):
+        run(config, workdir)
+    assert not workdir.exists()
+    monkeypatch.undo()
+    if during == "train":  # It is whole where it now is.
+        found = checkpoints.restore(
+            tmp_path / "v" / "checkpoints",
+            dict.fromkeys(("last", "best"), make_task(config).state_shape()),
+        )
+        assert found.path.name == "2"
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 
+import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from experiments import sweep as sweep_module
 from experiments.config import Config
@@ -62,7 +65,9 @@ def test_every_cell_has_a_directory_of_its_own(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("sweep")
-    return workdir, sweep(SMALL, [0, 1], workdir)
+    results, failed = sweep(SMALL, [0, 1], workdir)
+    assert not failed
+    return workdir, results
 
 
 @pytest.mark.slow
@@ -76,7 +81,44 @@ def test_cells_are_trained_once_and_skipped_when_done(finished, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr("experiments.run.fit", fail)
-    assert sweep(SMALL, [0, 1], workdir) == results
+    assert sweep(SMALL, [0, 1], workdir) == (results, [])
+
+
+@pytest.mark.slow
+def test_one_cell_that_fails_leaves_the_others_to_go_on(finished, tmp_path, monkeypatch, capsys):
+    workdir, results = finished
+    shutil.copytree(workdir, tmp_path / "w")
+    broken = tmp_path / "w" / run_name(SMALL["a"][0].config)
+    (broken / "config.json").write_text("{}")
+    monkeypatch.setattr(sweep_module, "TABLES", {1: SMALL})
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(["sweep", f"--workdir={tmp_path / 'w'}", "--seeds=0,1"])
+    with pytest.raises(SystemExit) as exit:
+        sweep_module.main(["sweep"])
+    output = capsys.readouterr()
+    assert exit.value.code == 1
+    assert f"error: {broken}/config.json is not a run's configuration" in output.err
+    assert output.err.splitlines()[-1] == f"error: 1 of 4 runs failed: {broken.name}"
+    written = json.loads((tmp_path / "w" / "table1.json").read_text())
+    assert written == json.loads(output.out)["results"] == results[1:]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FloatingPointError("diverged"), OSError("disk"), jax.errors.JaxRuntimeError("memory\nmore")],
+)
+def test_whatever_a_cell_fails_from_is_one_line(tmp_path, monkeypatch, capsys, error):
+    def run(config, workdir):
+        if config.prior_depth:
+            return {}
+        raise error
+
+    monkeypatch.setattr(sweep_module, "run", run)
+    results, failed = sweep(SMALL, [0], tmp_path)
+    assert [result["columns"] for result in results] == [["a"]]
+    assert failed == [run_name(SMALL["a"][0].config)]
+    said = capsys.readouterr().err.splitlines()
+    assert said[1] == f"error: {str(error).splitlines()[0]}" and len(said) == 3
 
 
 @pytest.mark.slow
@@ -144,8 +186,6 @@ def test_the_committed_tables_hold_every_cell():
 
 @pytest.mark.slow
 def test_main_writes_the_table_column_by_column(finished, monkeypatch, capsys):
-    from absl import flags
-
     workdir, results = finished
     monkeypatch.setattr(sweep_module, "TABLES", {1: SMALL})
     tables = []

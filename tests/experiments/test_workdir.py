@@ -1,0 +1,81 @@
+"""One writer a directory. The configuration on record is tested with configurations."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from experiments.workdir import check_path, hold, read_config
+
+HOLDER = """
+import pathlib, sys, time
+from experiments.workdir import hold
+with hold(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_directory_has_one_writer_until_its_process_dies(tmp_path):
+    workdir = tmp_path / "w"
+    command = [sys.executable, "-c", HOLDER, str(workdir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            first = rf"process {holder.pid} on {re.escape(socket.gethostname())} since 20\d\d-"
+            with pytest.raises(ValueError, match=f"w is written to by {first}"), hold(workdir):
+                pass
+        finally:
+            holder.send_signal(signal.SIGKILL)
+    with hold(workdir):
+        pass
+
+
+def test_one_process_does_not_hold_a_directory_twice(tmp_path):
+    with hold(tmp_path):
+        for _ in range(2):  # The refused one does not end the lock.
+            with pytest.raises(ValueError, match=f"process {os.getpid()} on"), hold(tmp_path):
+                pass
+    with hold(tmp_path):
+        pass
+    assert read_config(tmp_path) is None  # A lock alone makes no directory of something else.
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_who_holds_a_directory_notices_that_it_is_gone(tmp_path, replaced):
+    workdir = tmp_path / "w"
+    with hold(workdir) as check:
+        check()
+        workdir.rename(tmp_path / "v")
+        if replaced:
+            with hold(workdir):
+                pass
+        with pytest.raises(FileNotFoundError, match="w was removed, renamed or replaced while"):
+            check()
+
+
+def test_an_error_in_a_directory_that_is_gone_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="w was removed"), hold(tmp_path / "w"):
+        (tmp_path / "w").rename(tmp_path / "v")
+        raise RuntimeError("a checkpoint was not written")
+    with pytest.raises(RuntimeError, match="^out of memory$"), hold(tmp_path / "w"):
+        raise RuntimeError("out of memory")
+
+
+def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in [
+        ("file", "--workdir=.*/file is not a directory but a file"),
+        ("file/x/y", "--workdir=.*/file/x/y: .*/file is not a directory but a file"),
+        ("loop", "--workdir=.*/loop is not a directory but .* a broken link"),
+        ("\udcff", r"--workdir='.*\\udcff' must be UTF-8"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_path(tmp_path / name)
+    check_path(tmp_path)
+    check_path(tmp_path / "new" / "er")
