@@ -14,21 +14,27 @@ from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 
 def image_grid(path: str | os.PathLike, images: np.ndarray, columns: int) -> None:
-    """Tiles grey images.
+    """Tiles images.
 
     Args:
       path: file to write.
-      images: `[n, H, W]` with values between 0 (white) and 1 (black).
+      images: `[n, H, W]` or `[n, H, W, 1]` with values between 0 (white) and 1 (black), or
+        `[n, H, W, 3]` in colour.
       columns: images in a row; the last row is filled up with white.
     """
-    n, height, width = images.shape
+    n, height, width, *colours = images.shape
+    if colours == [1]:
+        images, colours = images[..., 0], []
     rows = -(-n // columns)
-    canvas = np.zeros((rows * columns, height + 1, width + 1))
+    white = 1.0 if colours else 0.0
+    canvas = np.full((rows * columns, height + 1, width + 1, *colours), white)
     canvas[:n, :height, :width] = images
-    canvas = canvas.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
-    canvas = canvas.reshape(rows * (height + 1), columns * (width + 1))
+    canvas = canvas.reshape(rows, columns, height + 1, width + 1, *colours).swapaxes(1, 2)
+    canvas = canvas.reshape(rows * (height + 1), columns * (width + 1), *colours)
     scale = max(1, 56 // height)
-    canvas = np.kron(np.pad(canvas, ((1, 0), (1, 0))), np.ones((scale, scale)))
+    frame = [(1, 0), (1, 0), *[(0, 0)] * len(colours)]
+    canvas = np.pad(canvas, frame, constant_values=white)
+    canvas = canvas.repeat(scale, 0).repeat(scale, 1)
     _save_image(path, canvas)
 
 

@@ -81,6 +81,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     result = {
         **config.report(),
         "model": repr(task.led),
+        "image_shape": task.dataset.image_shape,
         "best_epoch": best_record["epoch"],
         "valid_elbo": best_record["valid_elbo"],
         "test_elbo": estimate.elbo,

@@ -24,19 +24,25 @@ class Likelihood(NamedTuple):
       log_prob: `(raw, x) -> [..., D]`, in nats; batch axes of raw and x broadcast.
       mean: `raw -> [..., D]`.
       sample: `(key, raw) -> [..., D]`.
+      values: which x it takes: "unit" for [0, 1], "levels" for whole numbers 0..255, "real" for
+        any; see `led_jax.data.check_rows`.
     """
 
     num_params: int
     log_prob: Callable[[Array, Array], Array]
     mean: Callable[[Array], Array]
     sample: Callable[[Array, Array], Array]
+    values: str = "real"
 
     __repr__ = describe
 
 
 @constructor
 def bernoulli() -> Likelihood:
-    """Bernoulli(x; sigmoid(raw)), for x in {0, 1}."""
+    """Bernoulli(x; sigmoid(raw)), for x in {0, 1}.
+
+    For x between 0 and 1, `log_prob` is the mean of log p over a draw of a pixel with P(1) = x.
+    """
 
     def log_prob(raw: Array, x: Array) -> Array:
         logit = raw[..., 0, :]
@@ -48,7 +54,7 @@ def bernoulli() -> Likelihood:
     def sample(key: Array, raw: Array) -> Array:
         return jax.random.bernoulli(key, mean(raw)).astype(raw.dtype)
 
-    return Likelihood(1, log_prob, mean, sample)
+    return Likelihood(1, log_prob, mean, sample, "unit")
 
 
 @constructor

@@ -205,6 +205,17 @@ def assert_same(a, b):
         assert repr(a) == repr(b)
 
 
+def test_a_value_gives_its_arguments_back():
+    flow = flows.real_nvp((4,), 2)
+    prior = densities.transformed(densities.standard_normal((4,)), flow)
+    name, arguments = descriptions.arguments(prior)
+    assert name == "transformed" and arguments["flow"] == flow
+    assert descriptions.make(name, **arguments) == prior
+    for value in (prior._replace(init=None), 3, [prior]):
+        with pytest.raises(ValueError, match="expected what a constructor made"):
+            descriptions.arguments(value)
+
+
 def test_equality_is_that_of_the_calls(registry):
     d = registry.dense
     assert d(3) == d(width=3, hidden=(8,))
