@@ -40,10 +40,20 @@ class Config:
       ValueError: if a field is invalid, or does not go with the others.
     """
 
-    dataset: str = _field("digits", "digits, binarized_mnist, or a tensorflow-datasets name.")
-    data_dir: str = _field(
-        "", "Directory of binarized_mnist's .amat files, or of tensorflow-datasets.", free=True
+    dataset: str = _field(
+        "digits",
+        "digits, binarized_mnist, a tensorflow-datasets name, or FILE.npz in --data_dir, with "
+        "arrays train, valid and test, or train alone.",
     )
+    data_dir: str = _field(
+        "",
+        "Directory of binarized_mnist's .amat files, of tensorflow-datasets, or of FILE.npz.",
+        free=True,
+    )
+    split: str = _field(
+        "", "Parts of FILE.npz's train for train, valid and test; by default 0.8,0.1,0.1."
+    )
+    data_seed: int = _field(0, "Seed of FILE.npz's split and of static binarization.")
     binarize: str = _field(
         "static", "Binarize grey images once, or afresh each epoch.", choices=("static", "dynamic")
     )
@@ -129,6 +139,7 @@ class Config:
             _check_type(field, getattr(self, field.name))
         positive = ("batch_size", "learning_rate", "nll_samples", "checkpoints_kept")
         not_negative = ("prior_depth", "posterior_depth", "posterior_context", "clip_norm", "seed")
+        not_negative += ("data_seed",)
         not_negative += ("devices", "checkpoint_minutes", "checkpoint_epochs", "max_skipped")
         for name in ("latent_dim", "epochs", *positive):
             value = getattr(self, name)
@@ -146,6 +157,12 @@ class Config:
                     f"--{field.name} must be one of {', '.join(choices)}, "
                     f"got {getattr(self, field.name)!r}"
                 )
+        try:
+            self.split_parts  # noqa: B018
+        except ValueError as error:
+            raise ValueError(
+                f"--split must be three numbers, as 0.8,0.1,0.1, got {self.split!r}"
+            ) from error
         if self.weight_norm and self.network != "resconv":
             raise ValueError(f"--weight_norm needs --network=resconv, got {self.network!r}")
         if self.parallel == "pmap" and self.data_placement != "device":
@@ -190,6 +207,11 @@ class Config:
                 f"--latent_dim is {self.latent_dim} and --latent_shape={self.latent_shape} has "
                 f"{math.prod(self.latent_shape)} entries; leave --latent_dim away"
             )
+
+    @property
+    def split_parts(self) -> tuple[float, ...] | None:
+        """The numbers of --split, if it is given."""
+        return tuple(map(float, self.split.split(","))) if self.split else None
 
     @property
     def num_epochs(self) -> int:

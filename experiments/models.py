@@ -29,11 +29,12 @@ def build_led(config: Config, dataset: Dataset) -> LED:
         # Training scores z under the prior: that takes the direction without a loop or a root find.
         flow = prior if scores else flows.invert(prior)
         prior = densities.transformed(densities.standard_normal(latent_shape), flow)
-    images, weight_norm = dataset.image_shape, config.weight_norm
+    weight_norm = config.weight_norm
     if config.network == "mlp":
         encoder = encoders.mlp_encoder(config.latent_size, context_dim=context_dim)
-        decoder = decoders.mlp_decoder(math.prod(images))
+        decoder = decoders.mlp_decoder(math.prod(dataset.image_shape))
     elif config.latent_shape:
+        images = _grey(dataset)
         height, width, channels = config.latent_shape
         encoder = encoders.spatial_encoder(
             images,
@@ -45,6 +46,7 @@ def build_led(config: Config, dataset: Dataset) -> LED:
             images, (height, width, channels), weight_norm=weight_norm
         )
     else:
+        images = _grey(dataset)
         encoder = encoders.resconv_encoder(
             images, config.latent_size, context_dim=context_dim, weight_norm=weight_norm
         )
@@ -54,6 +56,17 @@ def build_led(config: Config, dataset: Dataset) -> LED:
         posterior=posterior,
         prior=prior,
         decoder=decoder,
+    )
+
+
+def _grey(dataset: Dataset) -> tuple[int, int]:
+    """Height and width of the images, for networks that take one channel."""
+    match dataset.image_shape:
+        case (height, width) | (height, width, 1):
+            return height, width
+    raise ValueError(
+        f"--network=resconv takes images [n, H, W] of one channel; {dataset.name} has rows of "
+        f"shape {dataset.image_shape}: use --network=mlp"
     )
 
 

@@ -13,6 +13,11 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether `image_grid` takes images of this shape."""
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+
+
 def image_grid(path: str | os.PathLike, images: np.ndarray, columns: int) -> None:
     """Tiles images.
 

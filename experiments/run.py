@@ -164,7 +164,8 @@ def draw_pictures(
     history: list[dict[str, float]],
     workdir: pathlib.Path,
 ) -> None:
-    """Writes samples.png, reconstructions.png and curves.png."""
+    """Writes curves.png and, of images, samples.png and reconstructions.png."""
+    plots.curves(workdir / "curves.png", history)
     z_key, reconstruct_key = jax.random.split(stream(config, "pictures"))
     z, _ = led.prior_sample_and_log_prob(params, z_key, (100,))
     samples = led.decode(params, z)
@@ -174,8 +175,9 @@ def draw_pictures(
     blank = jnp.zeros((-len(images) % 10, images.shape[1]))
     rows = (jnp.concatenate([half, blank]) for half in (images, reconstructions))
     pairs = jnp.stack([half.reshape(-1, 10, images.shape[1]) for half in rows], 1)
+    if not plots.is_image(dataset.image_shape):
+        return
     for name, pixels in (("samples", samples), ("reconstructions", pairs)):
         plots.image_grid(
             workdir / f"{name}.png", np.asarray(pixels.reshape(-1, *dataset.image_shape)), 10
         )
-    plots.curves(workdir / "curves.png", history)

@@ -112,7 +112,7 @@ def image_shape(workdir: pathlib.Path, size: int, *, required: bool) -> tuple[in
     shape = tuple(map(int, given)) or tuple(recorded)
     if math.prod(shape) != size:
         raise ValueError(f"--image_shape is {shape}, but the model's x has {size} entries")
-    if required and len(shape) != 2 and shape[2:] not in ((1,), (3,)):
+    if required and not plots.is_image(shape):
         raise ValueError(
             f"a .png needs images, and x has shape {shape}: give --image_shape=H,W or H,W,3, or "
             "an .npz as --output"

@@ -59,7 +59,13 @@ def make_task(config: Config) -> Task:
     Raises:
       ValueError: if the data are not what they should be, or too few for a batch.
     """
-    dataset = data.load(config.dataset, data_dir=config.data_dir or None, binarize=config.binarize)
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir or None,
+        binarize=config.binarize,
+        seed=config.data_seed,
+        split=config.split_parts,
+    )
     steps_per_epoch = len(dataset.train) // config.batch_size
     if not steps_per_epoch:
         raise ValueError(

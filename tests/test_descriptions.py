@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support import KEY
 
-from led_jax import descriptions
+from led_jax import densities, descriptions, flows
 from led_jax.descriptions import constructor, from_json, load, make, parse, register, save, to_json
 
 
