@@ -62,6 +62,11 @@ class Config:
         "Encoder and decoder: 2 x 200 ReLU units, or residual convolutions.",
         choices=("mlp", "resconv"),
     )
+    decoder: str = _field(
+        "bernoulli",
+        "Likelihood of an entry of x: bernoulli; and for FILE.npz discretized_logistic, of levels "
+        "0..255, or gaussian:std=0.1, of any numbers, each a constructor with its arguments.",
+    )
     weight_norm: bool = _field(False, "Normalize the weights of resconv's layers.")
     latent_dim: int | None = _field(
         None,
@@ -176,6 +181,10 @@ class Config:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
     def _check_constructors(self) -> None:
+        try:
+            descriptions.parse(self.decoder)
+        except ValueError as error:
+            raise ValueError(f"--decoder={self.decoder} is no constructor: {error}") from error
         for part in ("prior", "posterior"):
             text = getattr(self, part)
             kind, colon, rest = text.partition(":")

@@ -5,10 +5,24 @@ import math
 from typing import Any
 
 from experiments.config import FLOWS, Config
-from led_jax import decoders, densities, descriptions, encoders, flows
+from led_jax import decoders, densities, descriptions, encoders, flows, likelihoods
 from led_jax.data import Dataset
 from led_jax.flows import Flow
+from led_jax.likelihoods import Likelihood
 from led_jax.model import LED
+
+
+def make_likelihood(config: Config) -> Likelihood:
+    """What --decoder names.
+
+    Raises:
+      ValueError: if it is no likelihood.
+    """
+    name, arguments = descriptions.parse(config.decoder)
+    likelihood = descriptions.make(name, **arguments)
+    if not isinstance(likelihood, Likelihood):
+        raise ValueError(f"--decoder={config.decoder} is no likelihood, but {likelihood!r}")
+    return likelihood
 
 
 def build_led(config: Config, dataset: Dataset) -> LED:
@@ -30,9 +44,12 @@ def build_led(config: Config, dataset: Dataset) -> LED:
         flow = prior if scores else flows.invert(prior)
         prior = densities.transformed(densities.standard_normal(latent_shape), flow)
     weight_norm = config.weight_norm
+    likelihood = make_likelihood(config)
+    if likelihood == likelihoods.bernoulli():
+        likelihood = None  # The decoders' default, which their descriptions leave out.
     if config.network == "mlp":
         encoder = encoders.mlp_encoder(config.latent_size, context_dim=context_dim)
-        decoder = decoders.mlp_decoder(math.prod(dataset.image_shape))
+        decoder = decoders.mlp_decoder(math.prod(dataset.image_shape), likelihood=likelihood)
     elif config.latent_shape:
         images = _grey(dataset)
         height, width, channels = config.latent_shape
@@ -43,14 +60,14 @@ def build_led(config: Config, dataset: Dataset) -> LED:
             weight_norm=weight_norm,
         )
         decoder = decoders.spatial_decoder(
-            images, (height, width, channels), weight_norm=weight_norm
+            images, (height, width, channels), weight_norm=weight_norm, likelihood=likelihood
         )
     else:
         images = _grey(dataset)
         encoder = encoders.resconv_encoder(
             images, config.latent_size, context_dim=context_dim, weight_norm=weight_norm
         )
-        decoder = decoders.resconv_decoder(images, weight_norm=weight_norm)
+        decoder = decoders.resconv_decoder(images, weight_norm=weight_norm, likelihood=likelihood)
     return LED(
         encoder=encoder,
         posterior=posterior,

@@ -1,5 +1,6 @@
 """One run, from a configuration to a result: training, selection, evaluation and pictures."""
 
+import math
 import pathlib
 import statistics
 import zlib
@@ -88,6 +89,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         "nll": estimate.nll,
         "nll_se": estimate.standard_error,
         "nll_monte_carlo_se": estimate.monte_carlo_error,
+        "nll_bits_per_dim": estimate.nll / math.log(2) / task.dataset.test.shape[1],
         "num_params": sum(leaf.size for leaf in jax.tree.leaves(best.params)),
         "skipped": log["skipped"],
         "devices": placement.mesh.size,
@@ -156,6 +158,11 @@ def samples_per_chunk(config: Config) -> int:
     return 5 if config.network == "resconv" and jax.default_backend() == "cpu" else 50
 
 
+def white_of(led: LED) -> int:
+    """The value of white in a model's images: levels are those of photographs."""
+    return int(led.decoder.values == "scaled_levels")
+
+
 def draw_pictures(
     config: Config,
     led: LED,
@@ -179,5 +186,8 @@ def draw_pictures(
         return
     for name, pixels in (("samples", samples), ("reconstructions", pairs)):
         plots.image_grid(
-            workdir / f"{name}.png", np.asarray(pixels.reshape(-1, *dataset.image_shape)), 10
+            workdir / f"{name}.png",
+            np.asarray(pixels.reshape(-1, *dataset.image_shape)),
+            10,
+            white=white_of(led),
         )

@@ -24,6 +24,7 @@ from jax import Array
 import led_jax
 from experiments import plots
 from experiments.flags import errors_in_a_line, output_path, required_workdir, start
+from experiments.run import white_of
 from experiments.workdir import read_json, whole
 from led_jax.model import LED
 
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
         }
         with whole(output) as temporary:
             if output.suffix == ".png":
-                draw(temporary, arrays, shape)
+                draw(temporary, arrays, shape, white_of(led))
             else:
                 with temporary.open("wb") as file:
                     np.savez(file, **arrays)
@@ -70,11 +71,10 @@ def sample(led: LED, params: Any, key: Array, num: int) -> dict[str, Array]:
     """Draws z ~ p(z), the means of p(x|z) and draws x ~ p(x|z), one a row."""
     z_key, x_key = jax.random.split(key)
     z, _ = led.prior_sample_and_log_prob(params, z_key, (num,))
-    return {
-        "z": z,
-        "mean": led.decode(params, z),
-        "x": led.decode_sample(params, x_key, z),
-    }
+    x = led.decode_sample(params, x_key, z)
+    if led.decoder.values == "scaled_levels":
+        x = jnp.round(255 * x).astype(jnp.uint8)
+    return {"z": z, "mean": led.decode(params, z), "x": x}
 
 
 def interpolate(led: LED, params: Any, key: Array, num: int, steps: int) -> dict[str, Array]:
@@ -120,13 +120,15 @@ def image_shape(workdir: pathlib.Path, size: int, *, required: bool) -> tuple[in
     return shape
 
 
-def draw(path: pathlib.Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...]) -> None:
+def draw(
+    path: pathlib.Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...], white: int
+) -> None:
     """Means in rows of ten; or a row for each line in z, above the same in z0."""
     if "mean" in arrays:
-        plots.image_grid(path, arrays["mean"], 10)
+        plots.image_grid(path, arrays["mean"], 10, white=white)
         return
     lines = np.stack([arrays[name] for name in ("mean_z", "mean_z0") if name in arrays], 1)
-    plots.image_grid(path, lines.reshape(-1, *shape), lines.shape[2])
+    plots.image_grid(path, lines.reshape(-1, *shape), lines.shape[2], white=white)
 
 
 if __name__ == "__main__":

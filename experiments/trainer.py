@@ -20,7 +20,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from experiments.config import Config
-from experiments.models import build_led
+from experiments.models import build_led, make_likelihood
 from led_jax import Objective, checkpoints, data, descriptions, objectives, sharding, training
 from led_jax.data import Dataset
 from led_jax.model import LED
@@ -65,6 +65,7 @@ def make_task(config: Config) -> Task:
         binarize=config.binarize,
         seed=config.data_seed,
         split=config.split_parts,
+        values=make_likelihood(config).values,
     )
     steps_per_epoch = len(dataset.train) // config.batch_size
     if not steps_per_epoch:

@@ -43,7 +43,7 @@ def from_arrays(
         split: parts of `train` that become train, valid and test where it is given alone: positive,
             of sum 1. None: 0.8, 0.1 and 0.1.
         seed: of the split, and of the binary pixels of valid and test.
-        values: what the model's likelihood takes: `unit`, `levels` or `real`, see `check_rows`.
+        values: what the model's likelihood takes, its `values`: see `check_rows`.
         prepare: what is done to training rows before every step. `binarize` draws binary pixels:
             all arrays are then grey levels 0..255, and valid and test are drawn once.
 
@@ -68,6 +68,8 @@ def from_arrays(
                 f"{list(image_shape)}, as those of train"
             )
     if prepare is binarize:
+        if values != "unit":
+            raise ValueError(f"{name}: binary pixels are no data for a likelihood of {values!r}")
         values = "levels"
     rows = {key: check_rows(f"{name}: {key}", a, values) for key, a in arrays.items()}
     if rows.keys() == {"train"}:

@@ -22,6 +22,7 @@ VALUES = {
         "binarize='dynamic'; the Bernoulli likelihood has no use for other data",
     ),
     "levels": _Values(0, 255, True, "whole numbers 0..255"),
+    "scaled_levels": _Values(0, 255, True, "whole numbers 0..255, as of uint8 images"),
     "real": _Values(-np.inf, np.inf, False, "real numbers"),
 }
 """Kinds of data by name: which values they may have."""
@@ -34,10 +35,11 @@ def check_rows(what: str, array: np.ndarray, values: str = "unit") -> np.ndarray
         what: the array's name in errors.
         array: `[n, ...]` of bool, integer or float dtype.
         values: `unit` for 0 and 1 or numbers between them, which a Bernoulli likelihood takes;
-            `levels` for whole numbers 0..255; `real` for any finite numbers.
+            `levels` for whole numbers 0..255; `scaled_levels` for these, to be divided by 255;
+            `real` for any finite numbers.
 
     Returns:
-        `[n, D]`: uint8 where whole numbers can be kept as such, else float32.
+        `[n, D]`: float32, or uint8 where whole numbers of `unit` or `levels` can be kept as such.
 
     Raises:
         ValueError: the array is empty or has another dtype or other values; NaN and infinity are
@@ -64,6 +66,8 @@ def check_rows(what: str, array: np.ndarray, values: str = "unit") -> np.ndarray
     whole = rows.dtype.kind != "f" or bool((rows == np.floor(rows)).all())
     if low < kind.low or high > kind.high or (kind.whole and not whole):
         raise ValueError(f"{what} has values from {low} to {high}, expected {kind.expected}")
+    if values == "scaled_levels":
+        return rows.astype(np.float32) / 255
     if values != "real" and whole:
         return rows.astype(np.uint8, copy=False)
     return rows.astype(np.float32, copy=False)

@@ -245,6 +245,14 @@ CASES = [
             ("--split=most", npz(train=np.zeros((9, 2))), "--split must be three numbers"),
             ("--split=0.9,0.05,0.05", npz(train=np.zeros((9, 2))), "test empty"),
             ("--data_seed=-1", npz(train=np.zeros((9, 2))), "--data_seed must be 0 or more"),
+            ("--decoder=gaussian", npz(), "missing a required argument: 'std'"),
+            ("--decoder=real_nvp:depth=2", npz(), "--decoder=real_nvp"),
+            ("--decoder=logistic", npz(), "--decoder=logistic is no constructor"),
+            (
+                "--decoder=discretized_logistic",
+                npz(train=np.full((99, 2), 0.5)),
+                "values from 0.5 to 0.5, expected whole numbers 0..255",
+            ),
             ("--network=resconv", npz(train=np.zeros((999, 4))), "takes images [n, H, W] of one"),
         ]
     ),

@@ -35,6 +35,7 @@ def models(tmp_path_factory):
     directory = tmp_path_factory.mktemp("models")
     led_jax.save(directory / "flow", *make())
     led_jax.save(directory / "plain", *make(densities.standard_normal((LATENT,))))
+    led_jax.save(directory / "levels", *make(likelihood=likelihoods.discretized_logistic(2)))
     led_jax.save(directory / "real", *make(likelihood=likelihoods.gaussian(0.5)))
     (directory / "record").mkdir()
     led_jax.save(directory / "record", *make())
@@ -139,6 +140,14 @@ def test_a_gaussian_model_scores_real_numbers(launch, tmp_path):
     np.savez(tmp_path / "rows.npz", a=np.full((3, SIZE), -3.5), b=np.zeros(2))
     args = "--workdir=MODELS/real --input=rows.npz --output=s.npz --nll_samples=4"
     assert launch("score", f"{args} --array=a")["nll"] > 0
+
+
+def test_samples_of_levels_can_be_scored(launch, tmp_path):
+    launch("sample", "--workdir=MODELS/levels --num=5 --output=rows.npz")
+    with np.load(tmp_path / "rows.npz") as arrays:
+        assert arrays["x"].dtype == np.uint8 and arrays["x"].max() > 1 >= arrays["mean"].max()
+    args = "--workdir=MODELS/levels --input=rows.npz --array=x --output=s.npz --nll_samples=4"
+    assert launch("score", args)["nll"] > 0
 
 
 @pytest.mark.parametrize(
