@@ -19,7 +19,10 @@ def make_likelihood(config: Config) -> Likelihood:
       ValueError: if it is no likelihood.
     """
     name, arguments = descriptions.parse(config.decoder)
-    likelihood = descriptions.make(name, **arguments)
+    try:
+        likelihood = descriptions.make(name, **arguments)
+    except ValueError as error:
+        raise ValueError(f"--decoder={config.decoder} makes no likelihood: {error}") from error
     if not isinstance(likelihood, Likelihood):
         raise ValueError(f"--decoder={config.decoder} is no likelihood, but {likelihood!r}")
     return likelihood
