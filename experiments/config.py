@@ -41,10 +41,20 @@ class Config:
       ValueError: if a field is invalid, or does not go with the others.
     """
 
-    dataset: str = _field("digits", "digits, binarized_mnist, or a tensorflow-datasets name.")
-    data_dir: str = _field(
-        "", "Directory of binarized_mnist's .amat files, or of tensorflow-datasets.", free=True
+    dataset: str = _field(
+        "digits",
+        "digits, binarized_mnist, a tensorflow-datasets name, or FILE.npz in --data_dir, with "
+        "arrays train, valid and test, or train alone.",
     )
+    data_dir: str = _field(
+        "",
+        "Directory of binarized_mnist's .amat files, of tensorflow-datasets, or of FILE.npz.",
+        free=True,
+    )
+    split: str = _field(
+        "", "Parts of FILE.npz's train for train, valid and test; by default 0.8,0.1,0.1."
+    )
+    data_seed: int = _field(0, "Seed of FILE.npz's split and of static binarization.")
     binarize: str = _field(
         "static", "Binarize grey images once, or afresh each epoch.", choices=("static", "dynamic")
     )
@@ -52,6 +62,11 @@ class Config:
         "mlp",
         "Encoder and decoder: 2 x 200 ReLU units, or residual convolutions.",
         choices=("mlp", "resconv"),
+    )
+    decoder: str = _field(
+        "bernoulli",
+        "Likelihood of an entry of x: bernoulli; and for FILE.npz discretized_logistic, of levels "
+        "0..255, or gaussian:std=0.1, of any numbers, each a constructor with its arguments.",
     )
     weight_norm: bool = _field(False, "Normalize the weights of resconv's layers.")
     latent_dim: int | None = _field(
@@ -130,6 +145,7 @@ class Config:
             _check_type(field, getattr(self, field.name))
         positive = ("batch_size", "learning_rate", "nll_samples", "checkpoints_kept")
         not_negative = ("prior_depth", "posterior_depth", "posterior_context", "clip_norm", "seed")
+        not_negative += ("data_seed",)
         not_negative += ("devices", "checkpoint_minutes", "checkpoint_epochs", "max_skipped")
         for name in ("latent_dim", "epochs", *positive):
             value = getattr(self, name)
@@ -148,6 +164,12 @@ class Config:
             entries = value if isinstance(value, tuple) else (value,)
             if any(isinstance(entry, int) and entry >= 2**bits for entry in entries):
                 raise ValueError(f"--{field.name} must be less than 2**{bits}, got {value}")
+        try:
+            self.split_parts  # noqa: B018
+        except ValueError as error:
+            raise ValueError(
+                f"--split must be three numbers, as 0.8,0.1,0.1, got {self.split!r}"
+            ) from error
         if self.weight_norm and self.network != "resconv":
             raise ValueError(f"--weight_norm needs --network=resconv, got {self.network!r}")
         if self.parallel == "pmap" and self.data_placement != "device":
@@ -161,6 +183,10 @@ class Config:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
     def _check_constructors(self) -> None:
+        try:
+            descriptions.parse(self.decoder)
+        except ValueError as error:
+            raise ValueError(f"--decoder={self.decoder} is no constructor: {error}") from error
         for part in ("prior", "posterior"):
             text = getattr(self, part)
             kind, colon, rest = text.partition(":")
@@ -192,6 +218,11 @@ class Config:
                 f"--latent_dim is {self.latent_dim} and --latent_shape={self.latent_shape} has "
                 f"{math.prod(self.latent_shape)} entries; leave --latent_dim away"
             )
+
+    @property
+    def split_parts(self) -> tuple[float, ...] | None:
+        """The numbers of --split, if it is given."""
+        return tuple(map(float, self.split.split(","))) if self.split else None
 
     @property
     def num_epochs(self) -> int:

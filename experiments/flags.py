@@ -1,8 +1,10 @@
 """Flags of the binaries, and configurations from and to them."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shlex
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -25,6 +27,29 @@ def required_workdir() -> pathlib.Path:
     if not flags.FLAGS.workdir:
         raise app.UsageError("--workdir is required")
     return pathlib.Path(flags.FLAGS.workdir).expanduser()
+
+
+@contextlib.contextmanager
+def errors_in_a_line() -> Iterator[None]:
+    """Ends the process with status 1 and one line where the input is wrong."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def output_path(text: str, suffixes: Sequence[str]) -> pathlib.Path:
+    """The file that --output names, where a file of that name can be written.
+
+    Raises:
+      ValueError: if it has another suffix, or there is no directory for it.
+    """
+    path = pathlib.Path(text).expanduser()
+    if path.suffix not in suffixes:
+        raise ValueError(f"--output must name a file *{' or *'.join(suffixes)}, got {text!r}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--output={text} must be a file in an existing directory")
+    return path
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:

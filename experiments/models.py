@@ -5,13 +5,30 @@ import math
 from typing import Any
 
 from experiments.config import FLOWS, Config
-from led_jax import decoders, densities, descriptions, encoders, flows
+from led_jax import decoders, densities, descriptions, encoders, flows, likelihoods
 from led_jax.data import Dataset
 from led_jax.flows import Flow
+from led_jax.likelihoods import Likelihood
 from led_jax.model import LED
 
 _FAST_ONE_WAY = ("iaf", "planar", "triangular_sylvester", "householder_sylvester")
 """Flows whose `inverse` is a loop or a root find, whatever their transformer."""
+
+
+def make_likelihood(config: Config) -> Likelihood:
+    """What --decoder names.
+
+    Raises:
+      ValueError: if it is no likelihood.
+    """
+    name, arguments = descriptions.parse(config.decoder)
+    try:
+        likelihood = descriptions.make(name, **arguments)
+    except ValueError as error:
+        raise ValueError(f"--decoder={config.decoder} makes no likelihood: {error}") from error
+    if not isinstance(likelihood, Likelihood):
+        raise ValueError(f"--decoder={config.decoder} is no likelihood, but {likelihood!r}")
+    return likelihood
 
 
 def build_led(config: Config, dataset: Dataset) -> LED:
@@ -32,11 +49,15 @@ def build_led(config: Config, dataset: Dataset) -> LED:
         # Training scores z under the prior: that takes the direction without a loop or a root find.
         flow = prior if scores else flows.invert(prior)
         prior = densities.transformed(densities.standard_normal(latent_shape), flow)
-    images, weight_norm = dataset.image_shape, config.weight_norm
+    weight_norm = config.weight_norm
+    likelihood = make_likelihood(config)
+    if likelihood == likelihoods.bernoulli():
+        likelihood = None  # The decoders' default, which their descriptions leave out.
     if config.network == "mlp":
         encoder = encoders.mlp_encoder(config.latent_size, context_dim=context_dim)
-        decoder = decoders.mlp_decoder(math.prod(images))
+        decoder = decoders.mlp_decoder(math.prod(dataset.image_shape), likelihood=likelihood)
     elif config.latent_shape:
+        images = _grey(dataset)
         height, width, channels = config.latent_shape
         encoder = encoders.spatial_encoder(
             images,
@@ -45,18 +66,30 @@ def build_led(config: Config, dataset: Dataset) -> LED:
             weight_norm=weight_norm,
         )
         decoder = decoders.spatial_decoder(
-            images, (height, width, channels), weight_norm=weight_norm
+            images, (height, width, channels), weight_norm=weight_norm, likelihood=likelihood
         )
     else:
+        images = _grey(dataset)
         encoder = encoders.resconv_encoder(
             images, config.latent_size, context_dim=context_dim, weight_norm=weight_norm
         )
-        decoder = decoders.resconv_decoder(images, weight_norm=weight_norm)
+        decoder = decoders.resconv_decoder(images, weight_norm=weight_norm, likelihood=likelihood)
     return LED(
         encoder=encoder,
         posterior=posterior,
         prior=prior,
         decoder=decoder,
+    )
+
+
+def _grey(dataset: Dataset) -> tuple[int, int]:
+    """Height and width of the images, for networks that take one channel."""
+    match dataset.image_shape:
+        case (height, width) | (height, width, 1):
+            return height, width
+    raise ValueError(
+        f"--network=resconv takes images [n, H, W] of one channel; {dataset.name} has rows of "
+        f"shape {dataset.image_shape}: use --network=mlp"
     )
 
 

@@ -13,23 +13,38 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 
-def image_grid(path: str | os.PathLike, images: np.ndarray, columns: int) -> None:
-    """Tiles grey images.
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether `image_grid` takes images of this shape."""
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+
+
+def image_grid(
+    path: str | os.PathLike, images: np.ndarray, columns: int, *, white: int = 0
+) -> None:
+    """Tiles images.
 
     Args:
       path: file to write.
-      images: `[n, H, W]` with values between 0 (white) and 1 (black).
+      images: `[n, H, W]` or `[n, H, W, 1]` with values between 0 and 1, or `[n, H, W, 3]` in
+        colour.
       columns: images in a row; the last row is filled up with white.
+      white: 0 for drawings, whose ink is 1, or 1 for grey photographs.
     """
-    n, height, width = images.shape
+    n, height, width, *colours = images.shape
+    if colours == [1]:
+        images, colours = images[..., 0], []
     rows = -(-n // columns)
-    canvas = np.zeros((rows * columns, height + 1, width + 1))
-    canvas[:n, :height, :width] = images
-    canvas = canvas.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
-    canvas = canvas.reshape(rows * (height + 1), columns * (width + 1))
+    if colours:
+        white = 1
+    canvas = np.full((rows * columns, height + 1, width + 1, *colours), float(white))
+    canvas[:n, :height, :width] = np.clip(images, 0, 1)
+    canvas = canvas.reshape(rows, columns, height + 1, width + 1, *colours).swapaxes(1, 2)
+    canvas = canvas.reshape(rows * (height + 1), columns * (width + 1), *colours)
     scale = max(1, 56 // height)
-    canvas = np.kron(np.pad(canvas, ((1, 0), (1, 0))), np.ones((scale, scale)))
-    _save_image(path, canvas)
+    frame = [(1, 0), (1, 0), *[(0, 0)] * len(colours)]
+    canvas = np.pad(canvas, frame, constant_values=white)
+    canvas = canvas.repeat(scale, 0).repeat(scale, 1)
+    _save_image(path, canvas if colours or not white else 1 - canvas)
 
 
 def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None:

@@ -1,6 +1,7 @@
 """One run, from a configuration to a result: training, selection, evaluation and pictures."""
 
 import contextlib
+import math
 import pathlib
 import statistics
 import zlib
@@ -97,12 +98,14 @@ class Measured(NamedTuple):
     """What a result says beside its configuration and its origin."""
 
     model: str
+    image_shape: tuple[int, ...]
     best_epoch: int
     valid_elbo: float
     test_elbo: float
     nll: float
     nll_se: float
     nll_monte_carlo_se: float
+    nll_bits_per_dim: float
     num_params: int
     skipped: int
     devices: int
@@ -119,12 +122,14 @@ def _measured(
     seconds = log["epoch_seconds"]
     return Measured(
         model=repr(task.led),
+        image_shape=task.dataset.image_shape,
         best_epoch=best["epoch"],
         valid_elbo=best["valid_elbo"],
         test_elbo=estimate.elbo,
         nll=estimate.nll,
         nll_se=estimate.standard_error,
         nll_monte_carlo_se=estimate.monte_carlo_error,
+        nll_bits_per_dim=estimate.nll / math.log(2) / task.dataset.test.shape[1],
         num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
         skipped=log["skipped"],
         devices=placement.mesh.size,
@@ -215,6 +220,11 @@ def samples_per_chunk(config: Config) -> int:
     return 5 if config.network == "resconv" and jax.default_backend() == "cpu" else 50
 
 
+def white_of(led: LED) -> int:
+    """The value of white in a model's images: levels are those of photographs."""
+    return int(led.decoder.values == "scaled_levels")
+
+
 def draw_pictures(
     config: Config,
     led: LED,
@@ -223,7 +233,8 @@ def draw_pictures(
     history: list[dict[str, float]],
     workdir: pathlib.Path,
 ) -> None:
-    """Writes samples.png, reconstructions.png and curves.png."""
+    """Writes curves.png and, of images, samples.png and reconstructions.png."""
+    plots.curves(workdir / "curves.png", history)
     z_key, reconstruct_key = jax.random.split(stream(config, "pictures"))
     z, _ = led.prior_sample_and_log_prob(params, z_key, (100,))
     samples = led.decode(params, z)
@@ -233,8 +244,12 @@ def draw_pictures(
     blank = jnp.zeros((-len(images) % 10, images.shape[1]))
     rows = (jnp.concatenate([half, blank]) for half in (images, reconstructions))
     pairs = jnp.stack([half.reshape(-1, 10, images.shape[1]) for half in rows], 1)
+    if not plots.is_image(dataset.image_shape):
+        return
     for name, pixels in (("samples", samples), ("reconstructions", pairs)):
         plots.image_grid(
-            workdir / f"{name}.png", np.asarray(pixels.reshape(-1, *dataset.image_shape)), 10
+            workdir / f"{name}.png",
+            np.asarray(pixels.reshape(-1, *dataset.image_shape)),
+            10,
+            white=white_of(led),
         )
-    plots.curves(workdir / "curves.png", history)

@@ -23,7 +23,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from experiments.config import Config
-from experiments.models import build_led
+from experiments.models import build_led, make_likelihood
 from led_jax import Objective, checkpoints, data, descriptions, objectives, sharding, training
 from led_jax.data import Dataset
 from led_jax.model import LED
@@ -62,7 +62,14 @@ def make_task(config: Config) -> Task:
     Raises:
       ValueError: if the data are not what they should be, or too few for a batch.
     """
-    dataset = data.load(config.dataset, data_dir=config.data_dir or None, binarize=config.binarize)
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir or None,
+        binarize=config.binarize,
+        seed=config.data_seed,
+        split=config.split_parts,
+        values=make_likelihood(config).values,
+    )
     steps_per_epoch = len(dataset.train) // config.batch_size
     if not steps_per_epoch:
         raise ValueError(

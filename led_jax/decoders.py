@@ -58,12 +58,14 @@ class Decoder(NamedTuple):
       log_prob: `(params, z, x, context=None) -> [...]`, log p(x|z) in nats; batch axes broadcast.
       mean: `(params, z, context=None) -> [..., *x_shape]`, the mean of p(x|z).
       sample: `(params, key, z, context=None) -> [..., *x_shape]`, draws from p(x|z).
+      values: which x it takes, as `Likelihood.values`.
     """
 
     init: InitFn
     log_prob: LogProbFn
     mean: MeanFn
     sample: SampleFn
+    values: str = "real"
 
     __repr__ = describe
 
@@ -106,7 +108,7 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
     def sample(params: Params, key: Array, z: Array, context: Array | None = None) -> Array:
         return likelihood.sample(key, raw(params, z, context))
 
-    return Decoder(init, log_prob, mean, sample)
+    return Decoder(init, log_prob, mean, sample, likelihood.values)
 
 
 @constructor

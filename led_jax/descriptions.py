@@ -515,6 +515,26 @@ def parameters(name: str) -> Mapping[str, inspect.Parameter]:
     return _find(name, to_make=True).signature.parameters
 
 
+def arguments(value: Any) -> tuple[str, dict[str, Any]]:
+    """How a value was made: `make(name, **arguments)` equals it.
+
+    >>> import led_jax
+    >>> led_jax.descriptions.arguments(led_jax.likelihoods.gaussian(0.5))
+    ('gaussian', {'std': 0.5})
+
+    Returns:
+      The constructor's name, and its arguments, defaults included, each made anew.
+
+    Raises:
+      ValueError: if the value, or one of the arguments, was not made by constructors.
+    """
+    node = _freeze(value)
+    if not isinstance(node, _Call) or node.positional is not None:
+        raise ValueError(f"descriptions: expected what a constructor made, got {value!r}")
+    items = node.arguments.items()
+    return node.entry.name, {name: _from_json(_to_json(child, name), name) for name, child in items}
+
+
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """Reads `real_nvp:depth=4,hidden=64x64,transformer=affine`, as the binaries' flags have it.
 

@@ -52,6 +52,7 @@ class NLL(NamedTuple):
       monte_carlo_error: of `nll` given these data: the spread of the importance weights.
       elbo: mean over data and samples of the one-sample bound, from the same draws.
       per_example: `[n]`, -log p(x) of each row.
+      per_example_error: `[n]`, the Monte Carlo standard error of each.
     """
 
     nll: float
@@ -59,6 +60,7 @@ class NLL(NamedTuple):
     monte_carlo_error: float
     elbo: float
     per_example: np.ndarray
+    per_example_error: np.ndarray
 
 
 class _Weights(NamedTuple):
@@ -102,7 +104,7 @@ def nll(
         d, d + n, d + 2n, ...: the estimate is the same on any number of them.
 
     Returns:
-      `NLL`, of Python floats and a NumPy array.
+      `NLL`, of Python floats and NumPy arrays.
 
     Raises:
       ValueError: if x is empty, or a size is not positive.
@@ -144,6 +146,7 @@ def nll(
         monte_carlo_error=float(np.sqrt(variance.sum(dtype=np.float64)) / len(x)),
         elbo=float(sums.total_log.mean(dtype=np.float64) / num_samples),
         per_example=per_example,
+        per_example_error=np.sqrt(variance),
     )
 
 

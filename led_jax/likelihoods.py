@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from led_jax.densities import normal_log_prob
 from led_jax.descriptions import constructor, describe
-from led_jax.numerics import softplus
+from led_jax.numerics import log_sigmoid, softplus, widened
 
 
 class Likelihood(NamedTuple):
@@ -24,12 +25,15 @@ class Likelihood(NamedTuple):
       log_prob: `(raw, x) -> [..., D]`, in nats; batch axes of raw and x broadcast.
       mean: `raw -> [..., D]`.
       sample: `(key, raw) -> [..., D]`.
+      values: which x it takes: "unit" for [0, 1], "scaled_levels" for 0/255, 1/255, ..., 1, "real"
+        for any; see `led_jax.data.check_rows`.
     """
 
     num_params: int
     log_prob: Callable[[Array, Array], Array]
     mean: Callable[[Array], Array]
     sample: Callable[[Array, Array], Array]
+    values: str = "real"
 
     __repr__ = describe
 
@@ -37,6 +41,8 @@ class Likelihood(NamedTuple):
 @constructor
 def bernoulli() -> Likelihood:
     """Bernoulli(x; sigmoid(raw)), for x in {0, 1}.
+
+    For x between 0 and 1, `log_prob` is the mean of log p over a draw of a pixel with P(1) = x.
 
     >>> likelihood = bernoulli()
     >>> round(float(likelihood.log_prob(jnp.zeros((1, 1)), jnp.ones(1))[0]), 4)
@@ -53,7 +59,7 @@ def bernoulli() -> Likelihood:
     def sample(key: Array, raw: Array) -> Array:
         return jax.random.bernoulli(key, mean(raw)).astype(raw.dtype)
 
-    return Likelihood(1, log_prob, mean, sample)
+    return Likelihood(1, log_prob, mean, sample, "unit")
 
 
 @constructor
@@ -84,3 +90,69 @@ def gaussian(std: float) -> Likelihood:
         return out + std * jax.random.normal(key, out.shape, out.dtype)
 
     return Likelihood(1, log_prob, mean, sample)
+
+
+@constructor
+def discretized_logistic(num_components: int = 5) -> Likelihood:
+    """A mixture of K logistics over x in {0/255, 1/255, ..., 1}: grey levels of 8 bits over 255.
+
+    P(x) = sum_k w_k (F((c + 1/255 - m_k) / s_k) - F((c - 1/255 - m_k) / s_k)) at c = 2x - 1, with
+    the logistic function F; the first and the last level have the tails, too. Salimans et al.
+    (2017), PixelCNN++, eq. 2, https://arxiv.org/abs/1701.05517. The outputs are K logits of w, K
+    means m and K log-scales, which are clipped to [-7, 7].
+
+    >>> discretized_logistic(2).num_params
+    6
+
+    Args:
+      num_components: number K of logistics.
+
+    Raises:
+      ValueError: if num_components is not positive.
+    """
+    if num_components < 1:
+        raise ValueError(
+            f"discretized_logistic: num_components must be positive, got {num_components}"
+        )
+
+    def parts(raw: Array) -> tuple[Array, Array, Array]:
+        logits, means, log_scales = jnp.split(widened(raw), 3, axis=-2)
+        return logits, means, jnp.clip(log_scales, -7, 7)
+
+    def log_prob(raw: Array, x: Array) -> Array:
+        logits, means, log_scales = parts(raw)
+        x = x[..., None, :].astype(means.dtype)
+        inverse_scale = jnp.exp(-log_scales)
+        upper = (2 * x - 1 + 1 / 255 - means) * inverse_scale
+        lower = upper - 2 / 255 * inverse_scale
+        # F(u) - F(l) = F(u) F(-l) (1 - e^(l - u)), without a difference of numbers that are close.
+        log_width = jnp.log(-jnp.expm1(-2 / 255 * inverse_scale))
+        log_mass = (
+            jnp.where(x > 1 - 0.5 / 255, 0, log_sigmoid(upper))
+            + jnp.where(x < 0.5 / 255, 0, log_sigmoid(-lower))
+            + jnp.where((x > 0.5 / 255) & (x < 1 - 0.5 / 255), log_width, 0)
+        )
+        log_weights = jax.nn.log_softmax(logits, -2)
+        return jax.nn.logsumexp(log_weights + log_mass, axis=-2).astype(raw.dtype)
+
+    def mean(raw: Array) -> Array:
+        logits, means, log_scales = parts(raw)
+        weights, inverse_scale = jax.nn.softmax(logits, -2), jnp.exp(-log_scales)
+
+        def add(level: Array, total: Array) -> Array:
+            # E[255 x] = sum over levels of P(255 x >= level).
+            edge = (2 * level - 1) / 255 - 1
+            return total + (weights * jax.nn.sigmoid((means - edge) * inverse_scale)).sum(-2)
+
+        total = jax.lax.fori_loop(1, 256, add, jnp.zeros_like(means[..., 0, :]))
+        return (total / 255).astype(raw.dtype)
+
+    def sample(key: Array, raw: Array) -> Array:
+        logits, means, log_scales = parts(raw)
+        component_key, noise_key = jax.random.split(key)
+        k = jax.random.categorical(component_key, logits, axis=-2)[..., None, :]
+        m, log_scale = (jnp.take_along_axis(a, k, axis=-2)[..., 0, :] for a in (means, log_scales))
+        c = m + jnp.exp(log_scale) * jax.random.logistic(noise_key, m.shape, m.dtype)
+        return (jnp.clip(jnp.round((c + 1) * 127.5), 0, 255) / 255).astype(raw.dtype)
+
+    return Likelihood(3 * num_components, log_prob, mean, sample, "scaled_levels")

@@ -11,7 +11,7 @@ from jax import Array
 
 from led_jax.decoders import Decoder
 from led_jax.densities import Density, mixture_log_prob_of_normals, normal_log_prob
-from led_jax.descriptions import constructor, describe
+from led_jax.descriptions import arguments, constructor, describe
 from led_jax.encoders import Encoder, Encoding
 from led_jax.flows.base import Flow
 from led_jax.priors import Bound, Posterior, Prior, lift
@@ -189,7 +189,13 @@ class LED(NamedTuple):
         """Draws x ~ p(x), `[*sample_shape, *x_shape]`, or x ~ p(x|c) for each c of a context."""
         prior_key, decoder_key = jax.random.split(key)
         z, _ = self.prior_sample_and_log_prob(params, prior_key, sample_shape, context)
-        return self.decoder.sample(params["decoder"], decoder_key, z, context)
+        return self.decode_sample(params, decoder_key, z, context)
+
+    def decode_sample(
+        self, params: Params, key: Array, z: Array, context: Array | None = None
+    ) -> Array:
+        """A draw x ~ p(x|z), `[..., *x_shape]`, for z `[..., *latent_shape]`."""
+        return self.decoder.sample(params["decoder"], key, z, context)
 
     def log_likelihood(
         self, params: Params, z: Array, x: Array, context: Array | None = None
@@ -210,6 +216,24 @@ class LED(NamedTuple):
     ) -> tuple[Array, Array]:
         """Draws z ~ p(z) `[*sample_shape, *latent_shape]` and log p(z) `[*sample_shape]`."""
         return self._prior_at(params).sample_and_log_prob(key, sample_shape, context)
+
+    def prior_apply(
+        self, params: Params, z0: Array, context: Array | None = None
+    ) -> tuple[Array, Array]:
+        """z = h(z0) and log|det dh/dz0|: the flow of a prior made by `densities.transformed`.
+
+        Raises:
+          ValueError: if the prior was made in another way.
+        """
+        flow, flow_params = self._prior_flow(params)
+        return flow.apply(flow_params, z0, context)
+
+    def prior_inverse(
+        self, params: Params, z: Array, context: Array | None = None
+    ) -> tuple[Array, Array]:
+        """z0 = h^-1(z) and log|det dh^-1/dz|, the inverse of `prior_apply`."""
+        flow, flow_params = self._prior_flow(params)
+        return flow.inverse(flow_params, z, context)
 
     def posterior_sample_and_log_prob(
         self,
@@ -293,6 +317,14 @@ class LED(NamedTuple):
     ) -> tuple[Array, Array]:
         """Z' = g^-1(z) and log|det dg^-1/dz|: the posterior's flow, for the encoder's context."""
         return self.posterior.inverse(params["posterior"], z, context)
+
+    def _prior_flow(self, params: Params) -> tuple[Flow, Params]:
+        name, made_of = arguments(self.prior)
+        if name != "transformed":
+            raise ValueError(
+                f"LED: the prior {self.prior!r} has no flow; expected densities.transformed(...)"
+            )
+        return made_of["flow"], params["prior"]["flow"]
 
     @property
     def _prior(self) -> Prior:

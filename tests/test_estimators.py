@@ -43,7 +43,7 @@ def test_importance_weighted_bound_is_exact_with_the_exact_posterior(x64):
 def test_nll_is_the_exact_marginal_within_its_error(x64):
     truth, x = Truth(**OFF), data(11)
     exact = -truth.log_marginal(x)
-    scores = []
+    scores, row_scores = [], []
     for seed in range(20):
         estimate = estimators.nll(
             LED_MODEL,
@@ -55,10 +55,12 @@ def test_nll_is_the_exact_marginal_within_its_error(x64):
             samples_per_chunk=500,
         )
         scores.append((estimate.nll - exact.mean()) / estimate.monte_carlo_error)
+        row_scores.append((estimate.per_example - exact) / estimate.per_example_error)
         assert estimate.nll < -estimate.elbo
     # Standard normal scores: each within 3 and a bit, and a spread of about one.
     assert np.abs(scores[0]) < 3 and np.max(np.abs(scores)) < 4
     assert 0.6 < np.sqrt(np.mean(np.square(scores))) < 1.5
+    assert 0.7 < np.sqrt(np.mean(np.square(row_scores))) < 1.3
     np.testing.assert_allclose(estimate.per_example, exact, atol=0.2)
     assert estimate.per_example.shape == (11,)
     np.testing.assert_allclose(estimate.nll, estimate.per_example.mean(), rtol=1e-12)

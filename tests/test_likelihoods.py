@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from support import KEY, normal
 
@@ -29,6 +30,51 @@ def test_gaussian_is_scipys(x64):
     assert scipy.stats.kstest(np.asarray(standard), scipy.stats.norm.cdf).pvalue > 1e-3
 
 
+LEVELS = np.arange(256) / 255
+
+
+def logistic_mass(raw, num_components):
+    """The probabilities of 256 levels by scipy, `[256, D]`, for raw `[3 * K, D]`."""
+    logits, means, log_scales = np.split(np.asarray(raw)[:, None], 3)
+    weights = scipy.special.softmax(logits, 0)
+    edges = ((2 * np.arange(1, 256) - 1) / 255 - 1)[:, None]
+    cdf = scipy.stats.logistic.cdf(edges, means, np.exp(log_scales))
+    cdf = np.concatenate([np.zeros_like(means), cdf, np.ones_like(means)], axis=1)
+    return (weights * np.diff(cdf, axis=1)).sum(0)
+
+
+@pytest.mark.parametrize("num_components", [1, 4])
+def test_discretized_logistic_is_a_distribution_over_256_levels(x64, num_components):
+    likelihood = likelihoods.discretized_logistic(num_components)
+    raw = normal((3 * num_components, 6))
+    raw = raw.at[-num_components:].add(jnp.linspace(-5, 1, 6))
+    log_prob = likelihood.log_prob(raw, LEVELS[:, None] * np.ones(6))
+    np.testing.assert_allclose(jnp.exp(log_prob).sum(0), 1, rtol=1e-12)
+    mass = logistic_mass(raw, num_components)
+    np.testing.assert_allclose(jnp.exp(log_prob), mass, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(likelihood.mean(raw), LEVELS @ mass, rtol=1e-9)
+    draws = likelihood.sample(KEY, jnp.broadcast_to(raw, (4000, *raw.shape)))
+    np.testing.assert_allclose(255 * draws, np.round(255 * draws), atol=1e-9)
+    spread = np.sqrt(LEVELS**2 @ mass - (LEVELS @ mass) ** 2)
+    assert (np.abs(draws.mean(0) - LEVELS @ mass) < 4 * spread / np.sqrt(4000)).all()
+    for level in (0, 1):  # The tails, which no interior level has.
+        probability = mass[-level]
+        error = np.sqrt(probability * (1 - probability) / 4000)
+        assert (np.abs((draws == level).mean(0) - probability) < 4 * error + 1e-3).all()
+
+
+def test_discretized_logistic_is_finite_in_float32_however_far_off():
+    likelihood = likelihoods.discretized_logistic(1)
+    for log_scale in (-90.0, -7.0, 0.0, 90.0):
+        raw = jnp.array([0.0, 30.0, log_scale])[:, None]
+        value, slope = jax.value_and_grad(lambda r: likelihood.log_prob(r, LEVELS[:, None]).sum())(
+            raw
+        )
+        assert np.isfinite(value) and np.isfinite(slope).all()
+    with pytest.raises(ValueError, match="num_components must be positive, got 0"):
+        likelihoods.discretized_logistic(0)
+
+
 @pytest.mark.parametrize("std", [0, -1.0, float("nan"), float("inf")])
 def test_a_deviation_is_positive_and_finite(std):
     with pytest.raises(ValueError, match=f"std must be positive and finite, got {std}"):
@@ -36,10 +82,17 @@ def test_a_deviation_is_positive_and_finite(std):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("make", [likelihoods.bernoulli, lambda: likelihoods.gaussian(0.5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        likelihoods.bernoulli,
+        lambda: likelihoods.gaussian(0.5),
+        lambda: likelihoods.discretized_logistic(3),
+    ],
+)
 def test_dtype_and_shapes_are_the_outputs(make, dtype):
     likelihood = make()
-    raw, x = jnp.zeros((2, 3, 1, 4), dtype), jnp.ones((5, 1, 3, 4), dtype)
+    raw, x = jnp.zeros((2, 3, likelihood.num_params, 4), dtype), jnp.ones((5, 1, 3, 4), dtype)
     out = jax.eval_shape(likelihood.log_prob, raw, x)
     assert out.shape == (5, 2, 3, 4) and out.dtype == dtype
     for draw in (

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from led_jax.data import tfds
-from led_jax.data.dataset import SPLITS, Dataset, from_arrays
+from led_jax.data.dataset import SPLITS, Dataset, from_rows
 
 CACHE = "binarized_mnist_packed.npz"
 _NAME = "binarized_mnist"
@@ -94,7 +94,7 @@ def load_binarized_mnist(data_dir: str | None = None) -> Dataset:
 
 def _dataset(packed: dict[str, np.ndarray]) -> Dataset:
     train, valid, test = (np.unpackbits(packed[split], axis=1) for split in SPLITS)
-    return from_arrays(_NAME, (_SIDE, _SIDE), train, valid, test)
+    return from_rows(_NAME, (_SIDE, _SIDE), train, valid, test)
 
 
 def _from_tfds(data_dir: str | None) -> Dataset:
@@ -111,7 +111,7 @@ def _from_tfds(data_dir: str | None) -> Dataset:
             f"tensorflow-datasets ({error}). Pass a directory that holds the three published "
             f"files as --data_dir; or {tfds.INSTALL}, and leave --data_dir out to let it download"
         ) from error
-    return from_arrays(_NAME, (_SIDE, _SIDE), rows["train"], rows["validation"], rows["test"])
+    return from_rows(_NAME, (_SIDE, _SIDE), rows["train"], rows["validation"], rows["test"])
 
 
 def _read_amat(path: Path, published: _Published) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a data set is: three splits of flattened images, checked once."""
+"""What a data set is: three splits of rows, checked once."""
 
 import hashlib
 import json
@@ -30,26 +30,26 @@ def binarize(key: Array, rows: Array) -> Array:
 
 
 class Dataset(NamedTuple):
-    """Three splits of flattened images, as made by `from_arrays`.
+    """Three splits of rows, as made by `from_arrays`.
 
     Attributes:
         name: what the data are called in results and checkpoints.
-        image_shape: (H, W) in pixels; rows are flattened row by row.
-        train: uint8 `[n, H*W]`: what `prepare` reads.
-        valid: uint8 `[n, H*W]`, 0/1.
-        test: uint8 `[n, H*W]`, 0/1.
+        image_shape: (H, W) or (H, W, C) of images, whose rows are flattened, or (D,).
+        train: `[n, D]`, uint8 or float32: what `prepare` reads.
+        valid: `[n, D]`, uint8 or float32: what the model is to score.
+        test: `[n, D]`, as `valid`.
         prepare: `(key, rows) -> batch` of floats, applied to training rows before every step.
     """
 
     name: str
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, ...]
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
     prepare: Prepare = cast
 
 
-def from_arrays(
+def from_rows(
     name: str,
     image_shape: tuple[int, int],
     train: ArrayLike,
@@ -59,7 +59,7 @@ def from_arrays(
     prepare: Prepare = cast,
     top: int = 1,
 ) -> Dataset:
-    """Checks three arrays and makes a `Dataset` of them.
+    """Checks three splits of binary images and makes a `Dataset` of them.
 
     Args:
         name: what the data are called in results and checkpoints.

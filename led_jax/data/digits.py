@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from led_jax.data.dataset import Dataset, binarize, from_arrays
+from led_jax.data.dataset import Dataset, binarize, from_rows
 from led_jax.data.draws import bernoulli, random_words
 
 _TOP = 16
@@ -34,5 +34,5 @@ def load_digits(*, dynamic: bool = False, seed: int = 0) -> Dataset:
     )
     if dynamic:
         train = (splits[0].astype(np.uint16) * 255 + _TOP // 2) // _TOP
-        return from_arrays("digits", (8, 8), train, valid, test, prepare=binarize, top=255)
-    return from_arrays("digits", (8, 8), train, valid, test)
+        return from_rows("digits", (8, 8), train, valid, test, prepare=binarize, top=255)
+    return from_rows("digits", (8, 8), train, valid, test)

@@ -1,9 +1,12 @@
 """Data sets by name."""
 
 import os
+from collections.abc import Sequence
 
+from led_jax.data.arrays import load_npz
 from led_jax.data.binarized_mnist import load_binarized_mnist
-from led_jax.data.dataset import Dataset
+from led_jax.data.dataset import Dataset, cast
+from led_jax.data.dataset import binarize as draw
 from led_jax.data.digits import load_digits
 from led_jax.data.tfds import load_tfds
 
@@ -14,18 +17,26 @@ def load(
     data_dir: str | None = None,
     binarize: str = "static",
     seed: int = 0,
+    split: Sequence[float] | None = None,
+    values: str = "unit",
 ) -> Dataset:
-    """Loads a data set of binary images.
+    """Loads a data set of binary images, or of what an `.npz` file holds.
 
     Args:
-        name: `digits` (8 x 8, needs no download), `binarized_mnist`, or any image set of
-            tensorflow-datasets (`mnist`, `fashion_mnist`, `omniglot`, ...; made 28 x 28 and grey).
-        data_dir: an existing directory with the published files of `binarized_mnist`, or that of
-            tensorflow-datasets; None: the default of tensorflow-datasets. `digits` reads no files.
+        name: `digits` (8 x 8, needs no download), `binarized_mnist`, any image set of
+            tensorflow-datasets (`mnist`, `fashion_mnist`, `omniglot`, ...; made 28 x 28 and grey),
+            or `FILE.npz`, see `load_npz`.
+        data_dir: an existing directory with the published files of `binarized_mnist`, that of
+            tensorflow-datasets, or the one from which `FILE.npz` is looked for; None: the default
+            of tensorflow-datasets. `digits` reads no files.
         binarize: `static`: every split is drawn once; `dynamic`: `train` stays grey, for a fresh
-            draw each epoch. `binarized_mnist` is `static` only.
-        seed: of the static draw; `binarized_mnist` has none. It is part of the data, not of a run:
-            likelihoods compare only between models of the same draw.
+            draw each epoch. `binarized_mnist` is `static` only. Arrays of an `.npz` are taken as
+            they are, or with `dynamic` are grey levels 0..255.
+        seed: of the static draw, and of the split of an `.npz`; `binarized_mnist` has none. It is
+            part of the data, not of a run: likelihoods compare only between models of the same
+            draw.
+        split: parts of an `.npz` that has `train` alone.
+        values: what an `.npz` may hold, see `check_rows`.
 
     Returns:
         The data set.
@@ -44,6 +55,15 @@ def load(
         if not os.path.isdir(data_dir):
             raise FileNotFoundError(f"data_dir {data_dir!r} is not an existing directory")
     dynamic = binarize == "dynamic"
+    if name.endswith(".npz"):
+        path = os.path.join(data_dir or "", os.path.expanduser(name))
+        prepare = draw if dynamic else cast
+        return load_npz(path, split=split, seed=seed, values=values, prepare=prepare)
+    if split is not None or values != "unit":
+        raise ValueError(
+            f"data set {name!r} has splits and black and white pixels of its own: split and values "
+            "go with FILE.npz"
+        )
     if name == "digits":
         return load_digits(dynamic=dynamic, seed=seed)
     if name == "binarized_mnist":

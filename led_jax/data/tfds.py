@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from led_jax.data.dataset import Dataset, binarize, from_arrays
+from led_jax.data.dataset import Dataset, binarize, from_rows
 from led_jax.data.draws import bernoulli
 
 INSTALL = 'pip install "led_jax[tfds]"'
@@ -83,7 +83,7 @@ def from_images(
     else:
         held_out = 10_000 if len(train) >= 50_000 else len(train) // 10
         train, valid = np.split(train, [len(train) - held_out])
-    return from_arrays(
+    return from_rows(
         name,
         (_SIDE, _SIDE),
         train if dynamic else bernoulli(train, 255, seed=seed, stream=0),

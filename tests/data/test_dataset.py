@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support import KEY
 
-from led_jax.data import Dataset, binarize, cast, fingerprint, from_arrays
+from led_jax.data import Dataset, binarize, cast, fingerprint
+from led_jax.data.dataset import from_rows
 
 GOOD = np.array([[0, 1, 1, 0, 0, 1], [1, 1, 1, 0, 0, 0]], np.uint8)
 
@@ -18,7 +19,7 @@ GREY = {"prepare": binarize, "top": 255}
 
 
 def make(train=GOOD, valid=GOOD, test=GOOD, *, name="toy", image_shape=(2, 3), **options):
-    return from_arrays(name, image_shape, train, valid, test, **options)
+    return from_rows(name, image_shape, train, valid, test, **options)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, bool, np.int64, np.float32, np.float64])

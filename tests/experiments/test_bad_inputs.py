@@ -142,6 +142,16 @@ def cache(make):
     return prepare
 
 
+def npz(**arrays):
+    """A file with these arrays, or none."""
+
+    def prepare(directory):
+        if arrays:
+            np.savez(directory / "own.npz", **arrays)
+
+    return prepare
+
+
 MNIST = "--dataset=binarized_mnist --data_dir=DIR --workdir=DIR/new"
 CASES = [
     Case("train", f"--workdir=DIR/new {flag}", message)
@@ -245,6 +255,29 @@ CASES = [
     Case("train", MNIST, "SHA-256 is", cache(lambda n: np.zeros((n, 98), np.uint8))),
     Case("train", MNIST, "cannot be read", cache(lambda n: np.array([{}] * 9, object))),
     Case("train", f"{MNIST} --binarize=dynamic", "already binary"),
+    *(
+        Case("train", f"--dataset=own.npz --data_dir=DIR --workdir=DIR/new {flag}", message, own)
+        for flag, own, message in [
+            ("", npz(), "own.npz is not an existing file"),
+            ("", npz(train=np.full((9, 2), 7)), "own: train has values from 7 to 7"),
+            ("", npz(train=np.array([{}] * 9)), "holds Python objects, which are never unpickled"),
+            ("", npz(x=np.zeros((9, 2))), "expected arrays train, valid and test, or train alone"),
+            ("--split=0.8,0.2", npz(train=np.zeros((9, 2))), "expected three positive parts"),
+            ("--split=most", npz(train=np.zeros((9, 2))), "--split must be three numbers"),
+            ("--split=0.9,0.05,0.05", npz(train=np.zeros((9, 2))), "test empty"),
+            ("--data_seed=-1", npz(train=np.zeros((9, 2))), "--data_seed must be 0 or more"),
+            ("--decoder=gaussian", npz(), "missing a required argument: 'std'"),
+            ("--decoder=real_nvp:depth=2", npz(), "--decoder=real_nvp"),
+            ("--decoder=logistic", npz(), "--decoder=logistic is no constructor"),
+            (
+                "--decoder=discretized_logistic",
+                npz(train=np.full((99, 2), 0.5)),
+                "values from 0.5 to 0.5, expected whole numbers 0..255",
+            ),
+            ("--network=resconv", npz(train=np.zeros((999, 4))), "takes images [n, H, W] of one"),
+        ]
+    ),
+    Case("train", "--split=0.8,0.1,0.1 --workdir=DIR/new", "'digits' has splits"),
     Case("evaluate", "", "--workdir is required"),
     Case("evaluate", "--workdir=DIR/absent", "not a run's directory"),
     Case("evaluate", "--workdir=DIR/w --split=best", "value should be one of <train|valid|test>"),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
@@ -24,6 +25,16 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
     evaluated = launch("evaluate", "--workdir=run", "--split=test", "--nll_samples=5", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout.splitlines()[-1])["nll"] == result["nll"]
+    sampled = launch("sample", "--workdir=run", "--output=samples.png", cwd=tmp_path)
+    assert sampled.returncode == 0, sampled.stderr
+    assert json.loads(sampled.stdout.splitlines()[-1])["arrays"]["x"] == [64, 8, 8]
+    np.savez(tmp_path / "rows.npz", np.eye(8, 64))
+    args = "--workdir=run --input=rows.npz --output=scores.npz --nll_samples=5".split()
+    scored = launch("score", *args, cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout.splitlines()[-1])["rows"] == 8
+    wrong = launch("score", *args, "--array=x", cwd=tmp_path)
+    assert wrong.returncode == 1 and wrong.stderr.splitlines()[-1].startswith("error: rows.npz: no")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+r"""Samples from a trained run's prior, or interpolates between points of it.
+
+    python -m experiments.sample --workdir=RUN --num=64 --output=samples.png
+    python -m experiments.sample --workdir=RUN --num=8 --interpolate --output=paths.npz
+
+The directory may be any that `led_jax.save` wrote; no data set is read. An .npz file holds `z`,
+`mean`, which is E[x|z], and `x`, drawn from p(x|z); with --interpolate the means along straight
+lines between two draws of z, as `mean_z`, and between their images in the base of the prior's flow,
+as `mean_z0` (and the points, `z` and `z0`). A .png shows the means. The last line on standard
+output is one JSON object.
+"""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax import Array
+
+import led_jax
+from experiments import plots
+from experiments.flags import errors_in_a_line, output_path, required_workdir, start
+from experiments.run import white_of
+from experiments.workdir import read_json, whole
+from led_jax.model import LED
+
+flags.DEFINE_string("workdir", "", "Directory of the run.")
+_NUM = flags.DEFINE_integer("num", 64, "Samples, or pairs of points to interpolate between.", 1)
+_OUTPUT = flags.DEFINE_string("output", "", "File to write, .npz or .png.")
+_INTERPOLATE = flags.DEFINE_bool("interpolate", False, "Interpolate between draws of z.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Points of an interpolation, both ends included.", 2)
+_IMAGE_SHAPE = flags.DEFINE_list(
+    "image_shape", [], "H,W of a .png's images, or H,W,3; by default what the run has on record."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws.", 0)
+
+
+def main(argv: list[str]) -> None:
+    """Writes what the flags ask for."""
+    start(argv)
+    workdir = required_workdir()
+    with errors_in_a_line():
+        output = output_path(_OUTPUT.value, (".npz", ".png"))
+        led, params = led_jax.load(workdir)
+        key = jax.random.key(_SEED.value)
+        if _INTERPOLATE.value:
+            arrays = interpolate(led, params, key, _NUM.value, _STEPS.value)
+        else:
+            arrays = sample(led, params, key, _NUM.value)
+        size = arrays["mean_z" if _INTERPOLATE.value else "mean"].shape[-1]
+        shape = image_shape(workdir, size, required=output.suffix == ".png")
+        arrays = {
+            name: array.reshape(*array.shape[:-1], *shape) if name[0] in "mx" else array
+            for name, array in jax.device_get(arrays).items()
+        }
+        with whole(output) as temporary:
+            if output.suffix == ".png":
+                draw(temporary, arrays, shape, white_of(led))
+            else:
+                with temporary.open("wb") as file:
+                    np.savez(file, **arrays)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    print(json.dumps({"output": str(output), "seed": _SEED.value, "arrays": shapes}))
+
+
+def sample(led: LED, params: Any, key: Array, num: int) -> dict[str, Array]:
+    """Draws z ~ p(z), the means of p(x|z) and draws x ~ p(x|z), one a row."""
+    z_key, x_key = jax.random.split(key)
+    z, _ = led.prior_sample_and_log_prob(params, z_key, (num,))
+    x = led.decode_sample(params, x_key, z)
+    if led.decoder.values == "scaled_levels":
+        x = jnp.round(255 * x).astype(jnp.uint8)
+    return {"z": z, "mean": led.decode(params, z), "x": x}
+
+
+def interpolate(led: LED, params: Any, key: Array, num: int, steps: int) -> dict[str, Array]:
+    """The means of p(x|z) along straight lines between pairs of draws from the prior.
+
+    Returns:
+      "z" `[num, steps, *latent_shape]` and "mean_z" `[num, steps, D]`; and where the prior has a
+      flow, "z0" and "mean_z0", along the lines between the same ends in its base.
+    """
+    z, _ = led.prior_sample_and_log_prob(params, key, (2, num))
+    paths = {"z": _line(z, steps)}
+    paths["mean_z"] = led.decode(params, paths["z"])
+    if led_jax.descriptions.arguments(led.prior)[0] == "transformed":
+        z0, _ = led.prior_inverse(params, z)
+        paths["z0"] = _line(z0, steps)
+        paths["mean_z0"] = led.decode(params, led.prior_apply(params, paths["z0"])[0])
+    return paths
+
+
+def _line(ends: Array, steps: int) -> Array:
+    """Points `[n, steps, ...]` between ends `[2, n, ...]`."""
+    return jnp.linspace(ends[0], ends[1], steps, axis=1)
+
+
+def image_shape(workdir: pathlib.Path, size: int, *, required: bool) -> tuple[int, ...]:
+    """The shape of the images: the flag's, or the run's; (size,) where neither is given.
+
+    Raises:
+      ValueError: if it has not `size` entries, or it is required and none is known.
+    """
+    given = _IMAGE_SHAPE.value
+    if given and not all(text.strip().isdecimal() for text in given):
+        raise ValueError(f"--image_shape must be H,W or H,W,3, got {','.join(given)!r}")
+    recorded = (read_json(workdir / "result.json") or {}).get("image_shape", [size])
+    shape = tuple(map(int, given)) or tuple(recorded)
+    if math.prod(shape) != size:
+        raise ValueError(f"--image_shape is {shape}, but the model's x has {size} entries")
+    if required and not plots.is_image(shape):
+        raise ValueError(
+            f"a .png needs images, and x has shape {shape}: give --image_shape=H,W or H,W,3, or "
+            "an .npz as --output"
+        )
+    return shape
+
+
+def draw(
+    path: pathlib.Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...], white: int
+) -> None:
+    """Means in rows of ten; or a row for each line in z, above the same in z0."""
+    if "mean" in arrays:
+        plots.image_grid(path, arrays["mean"], 10, white=white)
+        return
+    lines = np.stack([arrays[name] for name in ("mean_z", "mean_z0") if name in arrays], 1)
+    plots.image_grid(path, lines.reshape(-1, *shape), lines.shape[2], white=white)
+
+
+if __name__ == "__main__":
+    app.run(main)

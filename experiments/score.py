@@ -1,0 +1,88 @@
+r"""Scores every row of a file under a trained run's model, say to find outliers.
+
+    python -m experiments.score --workdir=RUN --input=rows.npz --output=scores.npz
+
+The directory may be any that `led_jax.save` wrote; no data set is read. The output holds `nll`, an
+importance-sampled estimate of -log p(x) in nats, and `error`, its Monte Carlo standard error, both
+`[n]`. The last line on standard output is one JSON object.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from absl import app, flags
+
+import led_jax
+from experiments.flags import errors_in_a_line, output_path, required_workdir, start
+from experiments.workdir import whole
+from led_jax import data, estimators
+from led_jax.model import LED
+
+flags.DEFINE_string("workdir", "", "Directory of the run.")
+_INPUT = flags.DEFINE_string("input", "", "An .npz file with rows of data, [n, ...].")
+_ARRAY = flags.DEFINE_string("array", "", "The array's name, where the file has several.")
+_OUTPUT = flags.DEFINE_string("output", "", "The .npz file to write.")
+_NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 5000, "Importance samples a row.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the importance samples.", 0)
+
+
+def main(argv: list[str]) -> None:
+    """Scores the rows that the flags name."""
+    start(argv)
+    workdir = required_workdir()
+    with errors_in_a_line():
+        output = output_path(_OUTPUT.value, (".npz",))
+        led, params = led_jax.load(workdir)
+        rows = read_rows(pathlib.Path(_INPUT.value).expanduser(), _ARRAY.value, led, params)
+        with tqdm.tqdm(total=len(rows), unit="row", desc="nll") as bar:
+            estimate = estimators.nll(
+                led,
+                params,
+                jax.random.key(_SEED.value),
+                rows,
+                _NLL_SAMPLES.value,
+                progress=bar.update,
+            )
+        with whole(output) as temporary, temporary.open("wb") as file:
+            np.savez(file, nll=estimate.per_example, error=estimate.per_example_error)
+    result = {
+        "output": str(output),
+        "rows": len(rows),
+        "elbo": estimate.elbo,
+        "nll": estimate.nll,
+        "nll_se": estimate.standard_error,
+        "nll_monte_carlo_se": estimate.monte_carlo_error,
+        "nll_samples": _NLL_SAMPLES.value,
+        "seed": _SEED.value,
+    }
+    print(json.dumps(result))
+
+
+def read_rows(path: pathlib.Path, name: str, led: LED, params: Any) -> np.ndarray:
+    """The rows to score, `[n, D]`, in values that the model's likelihood takes.
+
+    Raises:
+      ValueError: if the file is not as it should be, or its rows are not of the model's kind.
+      FileNotFoundError: if there is no file.
+    """
+    names = data.names_of(path)
+    if not name and len(names) != 1:
+        raise ValueError(f"{path} holds {', '.join(names) or 'nothing'}: name one by --array")
+    name = name or names[0]
+    (array,) = data.read_npz(path, [name]).values()
+    rows = data.check_rows(f"{path}: {name}", array, led.decoder.values)
+    size = jax.eval_shape(lambda: led.sample(params, jax.random.key(0))).shape[-1]
+    if rows.shape[1] != size:
+        raise ValueError(
+            f"{path}: {name} has rows of {rows.shape[1]} entries, shape {list(array.shape)}; the "
+            f"model takes {size}"
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,143 @@
+"""Data sets from arrays of one's own, in memory or in an `.npz` file."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from led_jax.data.dataset import SPLITS, Dataset, Prepare, binarize, cast
+from led_jax.data.draws import bernoulli, random_words
+from led_jax.data.npz import names_of, read_npz
+from led_jax.data.rows import check_rows
+
+_ORDER_STREAM = 3  # Streams 1 and 2 draw the pixels of valid and test.
+
+
+def from_arrays(
+    train: ArrayLike,
+    valid: ArrayLike | None = None,
+    test: ArrayLike | None = None,
+    *,
+    name: str = "arrays",
+    split: Sequence[float] | None = None,
+    seed: int = 0,
+    values: str = "unit",
+    prepare: Prepare = cast,
+) -> Dataset:
+    """Makes a data set of three arrays, or of one that is split.
+
+    >>> import numpy as np
+    >>> dataset = from_arrays(np.eye(20).reshape(20, 4, 5), split=(0.5, 0.25, 0.25), seed=1)
+    >>> dataset.image_shape, dataset.train.shape, dataset.test.shape
+    ((4, 5), (10, 20), (5, 20))
+
+    Args:
+        train: `[n, H, W]`, `[n, H, W, C]` or `[n, D]`, of bool, integer or float dtype; rows are
+            flattened.
+        valid: rows of the same shape, for the selection of the best epoch; or None, and `test` too.
+        test: rows of the same shape.
+        name: what the data are called in results and checkpoints.
+        split: parts of `train` that become train, valid and test where it is given alone: positive,
+            of sum 1. None: 0.8, 0.1 and 0.1.
+        seed: of the split, and of the binary pixels of valid and test.
+        values: what the model's likelihood takes, its `values`: see `check_rows`.
+        prepare: what is done to training rows before every step. `binarize` draws binary pixels:
+            all arrays are then grey levels 0..255, and valid and test are drawn once.
+
+    Returns:
+        The data set, its splits as uint8 or float32 `[n, D]`.
+
+    Raises:
+        ValueError: an argument, a shape, dtype or value is not as above, or a split is empty.
+    """
+    arrays = {"train": train, "valid": valid, "test": test}
+    arrays = {key: np.asarray(array) for key, array in arrays.items() if array is not None}
+    image_shape = arrays["train"].shape[1:]
+    if len(image_shape) not in (1, 2, 3):
+        raise ValueError(
+            f"{name}: train has shape {list(arrays['train'].shape)}, expected [n, H, W], "
+            "[n, H, W, C] or [n, D]"
+        )
+    for key, array in arrays.items():
+        if array.shape[1:] != image_shape:
+            raise ValueError(
+                f"{name}: {key} has shape {list(array.shape)}, expected rows of shape "
+                f"{list(image_shape)}, as those of train"
+            )
+    if prepare is binarize:
+        if values != "unit":
+            raise ValueError(f"{name}: binary pixels are no data for a likelihood of {values!r}")
+        values = "levels"
+    rows = {key: check_rows(f"{name}: {key}", a, values) for key, a in arrays.items()}
+    if rows.keys() == {"train"}:
+        parts = _split(name, rows["train"], (0.8, 0.1, 0.1) if split is None else split, seed)
+        rows = dict(zip(SPLITS, parts, strict=True))
+    elif rows.keys() != set(SPLITS) or split is not None:
+        raise ValueError(
+            f"{name}: expected train, valid and test, or train alone and a split; got "
+            f"{', '.join(rows)}" + (f" and split={tuple(split)}" if split is not None else "")
+        )
+    if prepare is binarize:
+        if max(array.max() for array in rows.values()) <= 1:
+            raise ValueError(f"{name} has no level above 1, expected grey levels 0..255")
+        for stream in (1, 2):
+            key = SPLITS[stream]
+            rows[key] = bernoulli(rows[key], 255, seed=seed, stream=stream)
+    return Dataset(name, image_shape, **rows, prepare=prepare)
+
+
+def load_npz(
+    path: str | os.PathLike,
+    *,
+    split: Sequence[float] | None = None,
+    seed: int = 0,
+    values: str = "unit",
+    prepare: Prepare = cast,
+) -> Dataset:
+    """Loads a data set from an `.npz` file, without unpickling anything.
+
+    Args:
+        path: the file, with arrays `train`, `valid` and `test`, or `train` alone; beside them there
+            may be labels, `train_labels` and so on, which are not read.
+        split: see `from_arrays`, as all that follows.
+        seed: of the split.
+        values: what the model's likelihood takes.
+        prepare: what is done to training rows before every step.
+
+    Returns:
+        The data set, under the file's name without `.npz`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not as above, or see `read_npz` and `from_arrays`.
+    """
+    names = names_of(path)
+    wanted = [name for name in names if not name.endswith("_labels")]
+    if set(wanted) not in ({"train"}, set(SPLITS)):
+        raise ValueError(
+            f"{path}: expected arrays train, valid and test, or train alone, and perhaps *_labels; "
+            f"it has {', '.join(names) or 'none'}"
+        )
+    arrays = read_npz(path, wanted)
+    name = Path(path).stem
+    return from_arrays(**arrays, name=name, split=split, seed=seed, values=values, prepare=prepare)
+
+
+def _split(name: str, rows: np.ndarray, parts: Sequence[float], seed: int) -> list[np.ndarray]:
+    """The rows in three, in an order that is the same wherever and whenever it is drawn."""
+    if len(parts) != 3 or not min(parts) > 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6):
+        raise ValueError(
+            f"{name}: split is {tuple(parts)}, expected three positive parts of sum 1, such as "
+            "0.8, 0.1, 0.1"
+        )
+    ends = [round(len(rows) * end) for end in (parts[0], parts[0] + parts[1])]
+    if not 0 < ends[0] < ends[1] < len(rows):
+        raise ValueError(
+            f"{name}: split {tuple(parts)} of {len(rows)} rows leaves one of train, valid and test "
+            "empty"
+        )
+    order = np.argsort(random_words(seed, _ORDER_STREAM, len(rows)), kind="stable")
+    return np.split(rows[order], ends)
