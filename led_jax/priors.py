@@ -134,6 +134,9 @@ def data_subset(num_components: int) -> Prior:
     VampPrior. The parameters are the rows `[K, *x_shape]`, which get no gradient; encoder and
     posterior flow get theirs.
 
+    >>> data_subset(500)
+    data_subset(500)
+
     Args:
       num_components: number K of rows, as for `vamp`.
 
