@@ -113,7 +113,14 @@ class Config:
     batch_size: int = _field(100, "Rows a step.")
     learning_rate: float = _field(2e-3, "Adam's peak rate; it decays to 0 along a cosine.")
     warmup: float = _field(0.0, "Part of the training over which the rate rises to its peak.")
-    kl_warmup: float = _field(0.1, "Part of the training over which the KL's weight rises to 1.")
+    objective: str = _field(
+        "elbo",
+        "What is minimised, a constructor with its arguments: elbo (or elbo:free_bits=NATS), stl, "
+        "iwae:num_samples=K or dreg:num_samples=K.",
+    )
+    kl_warmup: float = _field(
+        0.1, "Part of the training over which the KL's weight rises to 1, in elbo."
+    )
     clip_norm: float = _field(0.0, "Largest global norm of the gradient; 0 does not clip.")
     seed: int = _field(0, "Seed of everything random but the data's split and binarization.")
     nll_samples: int = _field(5000, "Importance samples for each test image.", free=True)
@@ -183,10 +190,13 @@ class Config:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
     def _check_constructors(self) -> None:
-        try:
-            descriptions.parse(self.decoder)
-        except ValueError as error:
-            raise ValueError(f"--decoder={self.decoder} is no constructor: {error}") from error
+        for name in ("decoder", "objective"):
+            try:
+                descriptions.parse(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(
+                    f"--{name}={getattr(self, name)} is no constructor: {error}"
+                ) from error
         for part in ("prior", "posterior"):
             text = getattr(self, part)
             kind, colon, rest = text.partition(":")

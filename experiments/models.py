@@ -2,7 +2,9 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, TypeVar
+
+import optax
 
 from experiments.config import FLOWS, Config
 from led_jax import decoders, densities, descriptions, encoders, flows, likelihoods
@@ -10,6 +12,9 @@ from led_jax.data import Dataset
 from led_jax.flows import Flow
 from led_jax.likelihoods import Likelihood
 from led_jax.model import LED
+from led_jax.objectives import Objective
+
+_T = TypeVar("_T")
 
 _FAST_ONE_WAY = ("iaf", "planar", "triangular_sylvester", "householder_sylvester")
 """Flows whose `inverse` is a loop or a root find, whatever their transformer."""
@@ -21,14 +26,32 @@ def make_likelihood(config: Config) -> Likelihood:
     Raises:
       ValueError: if it is no likelihood.
     """
-    name, arguments = descriptions.parse(config.decoder)
+    return _make_named("decoder", config.decoder, Likelihood)
+
+
+def make_objective(config: Config, num_steps: int) -> Objective:
+    """What --objective names; the ELBO's KL warms up over a part of the steps.
+
+    Raises:
+      ValueError: if it is no objective.
+    """
+    kl_steps = round(config.kl_warmup * num_steps)
+    warm_up = {}
+    if descriptions.parse(config.objective)[0] == "elbo" and kl_steps:
+        warm_up["kl_weight"] = optax.linear_schedule(0.0, 1.0, kl_steps)
+    return _make_named("objective", config.objective, Objective, **warm_up)
+
+
+def _make_named(flag: str, text: str, kind: type[_T], **defaults: Any) -> _T:
+    """What the constructor and the arguments of a flag make, which is to be of a kind."""
+    name, arguments = descriptions.parse(text)
     try:
-        likelihood = descriptions.make(name, **arguments)
+        value = descriptions.make(name, **defaults | arguments)
     except ValueError as error:
-        raise ValueError(f"--decoder={config.decoder} makes no likelihood: {error}") from error
-    if not isinstance(likelihood, Likelihood):
-        raise ValueError(f"--decoder={config.decoder} is no likelihood, but {likelihood!r}")
-    return likelihood
+        raise ValueError(f"--{flag}={text} makes no {kind.__name__.lower()}: {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"--{flag}={text} is no {kind.__name__.lower()}, but {value!r}")
+    return value
 
 
 def build_led(config: Config, dataset: Dataset) -> LED:

@@ -23,8 +23,8 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from experiments.config import Config
-from experiments.models import build_led, make_likelihood
-from led_jax import Objective, checkpoints, data, descriptions, objectives, sharding, training
+from experiments.models import build_led, make_likelihood, make_objective
+from led_jax import Objective, checkpoints, data, descriptions, sharding, training
 from led_jax.data import Dataset
 from led_jax.model import LED
 from led_jax.sharding import Placement
@@ -77,7 +77,6 @@ def make_task(config: Config) -> Task:
             f"{len(dataset.train)} training rows"
         )
     num_steps = config.num_epochs * steps_per_epoch
-    kl_steps = round(config.kl_warmup * num_steps)
     return Task(
         config,
         dataset,
@@ -88,7 +87,7 @@ def make_task(config: Config) -> Task:
             warmup_steps=round(config.warmup * num_steps),
             clip_norm=config.clip_norm or None,
         ),
-        objectives.elbo(optax.linear_schedule(0.0, 1.0, kl_steps) if kl_steps else 1.0),
+        make_objective(config, num_steps),
         data.fingerprint(dataset),
     )
 

@@ -156,6 +156,10 @@ MNIST = "--dataset=binarized_mnist --data_dir=DIR --workdir=DIR/new"
 CASES = [
     Case("train", f"--workdir=DIR/new {flag}", message)
     for flag, message in [
+        ("--objective=iwae", "missing a required argument: 'num_samples'"),
+        ("--objective=iwae:num_samples=0", "num_samples must be 1 or more, got 0"),
+        ("--objective=bernoulli", "--objective=bernoulli is no objective"),
+        ("--objective=vae", "--objective=vae is no constructor"),
         ("--prior_depth=-1", "--prior_depth must be 0 or more, got -1"),
         ("--posterior_depth=-2", "--posterior_depth must be 0 or more, got -2"),
         ("--latent_dim=-1", "--latent_dim must be positive, got -1"),

@@ -1,4 +1,4 @@
-"""Which parameters the models of the paper's tables have: their saved runs depend on it."""
+"""The models and objectives that configurations describe."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import KEY
+from support.linear_gaussian import LED_MODEL, Truth, data
 
-from experiments.models import build_led
+from experiments.config import Config
+from experiments.models import build_led, make_objective
 from experiments.sweep import TABLES
 from led_jax.data import Dataset
 
@@ -45,3 +47,21 @@ def test_parameters_are_those_of_the_golden_file(images):
         GOLDEN.with_suffix(".json.new").write_text(json.dumps(found, indent=1) + "\n")
     differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
     assert not differing, f"if these are wanted, mv {GOLDEN}.new {GOLDEN}"
+
+
+def test_the_flag_names_an_objective():
+    """Each by its constructor; the warm-up of the KL is the ELBO's alone."""
+    for text, expected in {
+        "stl": "stl()",
+        "iwae:num_samples=3": "iwae(3)",
+        "dreg:num_samples=3": "dreg(3)",
+    }.items():
+        assert repr(make_objective(Config(objective=text), 100)) == expected
+    without = Config(objective="elbo:free_bits=2", kl_warmup=0.0)
+    assert repr(make_objective(without, 100)) == "elbo(free_bits=2.0)"
+    params, x = Truth(0.3).params, jnp.asarray(data(4), jnp.float32)
+    objective = make_objective(Config(kl_warmup=0.5), 100)
+    for step, weight in ((0, 0.0), (25, 0.5), (50, 1.0), (99, 1.0)):
+        loss, metrics = objective.loss(LED_MODEL, params, (), KEY, x, jnp.asarray(step))
+        kl = metrics["log_posterior"] - metrics["log_prior"]
+        np.testing.assert_allclose(loss, weight * kl - metrics["log_likelihood"], rtol=1e-5)
