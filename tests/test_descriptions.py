@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support import KEY
 
-from led_jax import densities, descriptions, flows
+from led_jax import descriptions
 from led_jax.descriptions import constructor, from_json, load, make, parse, register, save, to_json
 
 
@@ -205,13 +205,11 @@ def assert_same(a, b):
         assert repr(a) == repr(b)
 
 
-def test_a_value_gives_its_arguments_back():
-    flow = flows.real_nvp((4,), 2)
-    prior = densities.transformed(densities.standard_normal((4,)), flow)
-    name, arguments = descriptions.arguments(prior)
-    assert name == "transformed" and arguments["flow"] == flow
-    assert descriptions.make(name, **arguments) == prior
-    for value in (prior._replace(init=None), 3, [prior]):
+def test_a_value_gives_its_arguments_back(registry):
+    name, arguments = descriptions.arguments(registry.dense(3, scale=0.5))
+    assert name == "dense" and arguments["width"] == 3 and arguments["scale"] == 0.5
+    assert make(name, **arguments) == registry.dense(3, scale=0.5)
+    for value in (registry.dense(3)._replace(init=None), 3, [registry.unit]):
         with pytest.raises(ValueError, match="expected what a constructor made"):
             descriptions.arguments(value)
 

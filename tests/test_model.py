@@ -180,7 +180,8 @@ def test_one_argument_order_everywhere():
     for name, method in inspect.getmembers(LED, inspect.isfunction):
         if name in LED.__dict__ and not name.startswith("_") and name != "init":
             names = [n for n in inspect.signature(method).parameters if n != "self"]
-            order = ["params", "key", "z", "x", "sample_shape", "encoding", "context"]
+            # z0 is the prior flow's base, where z is its image.
+            order = ["params", "key", "z0", "z", "x", "sample_shape", "encoding", "context"]
             if name == "posterior_sample_and_log_prob":  # The encoding is what is drawn from.
                 order = ["params", "key", "encoding", "sample_shape"]
             assert names == [n for n in order if n in names], name

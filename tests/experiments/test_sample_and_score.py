@@ -44,17 +44,31 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def launch(monkeypatch, capsys, tmp_path, models):
+def own_flags():
+    """What a test does to the process's flags is undone: other tests have defined theirs."""
+    state = vars(flags.FLAGS)
+    before = {
+        name: {key: list(v) if isinstance(v, list) else v for key, v in value.items()}
+        if isinstance(value, dict)
+        else value
+        for name, value in state.items()
+    }
+    yield
+    state.clear()
+    state.update(before)
+
+
+@pytest.fixture
+def launch(monkeypatch, capsys, tmp_path, models, own_flags):
     """Runs a binary's `main` in `tmp_path`; gives its JSON, or the error's line."""
     monkeypatch.chdir(tmp_path)
 
     def run(name, args):
-        module = sys.modules.get(f"experiments.{name}")
         # Flags are defined when a binary is imported; two binaries share names.
         for key in list(flags.FLAGS):
-            if flags.FLAGS.find_module_defining_flag(key, "").startswith("experiments."):
+            if str(flags.FLAGS.find_module_defining_flag(key)).startswith("experiments."):
                 delattr(flags.FLAGS, key)
-        sys.modules.pop(f"experiments.{name}", None)
+        monkeypatch.delitem(sys.modules, f"experiments.{name}", raising=False)
         module = __import__(f"experiments.{name}", fromlist=["main"])
         flags.FLAGS([name, *args.replace("MODELS", str(models)).split()])
         try:
