@@ -151,9 +151,15 @@ class Config:
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
         positive = ("batch_size", "learning_rate", "nll_samples", "checkpoints_kept")
-        not_negative = ("prior_depth", "posterior_depth", "posterior_context", "clip_norm", "seed")
-        not_negative += ("data_seed",)
-        not_negative += ("devices", "checkpoint_minutes", "checkpoint_epochs", "max_skipped")
+        not_negative = ("prior_depth", "posterior_depth", "posterior_context", "clip_norm")
+        not_negative += (
+            "seed",
+            "data_seed",
+            "devices",
+            "checkpoint_minutes",
+            "checkpoint_epochs",
+            "max_skipped",
+        )
         for name in ("latent_dim", "epochs", *positive):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

@@ -586,16 +586,12 @@ def _parse_argument(text: str, parameter: inspect.Parameter, path: str) -> Any:
     return float(value) if annotation is float and type(value) is int else value
 
 
-def _make_parsed(text: str) -> Any:
-    name, arguments = parse(text)
-    return make(name, **arguments)
-
-
 def _parse_value(text: str, path: str) -> Any:
     if text.startswith("(") and text.endswith(")"):
         return tuple(_parse_value(part.strip(), path) for part in _items(text[1:-1]) if part)
     if call := re.fullmatch(r"(\w+)\((.*)\)", text):
-        return _make_parsed("{}:{}".format(*call.groups()))
+        name, arguments = parse(":".join(call.groups()))
+        return make(name, **arguments)
     if re.fullmatch(r"\d+(x\d+)+", text):
         return tuple(map(int, text.split("x")))
     words = {"true": True, "false": False, "none": None}

@@ -12,6 +12,7 @@ from jax import Array
 
 from led_jax.encoders import Encoding
 from led_jax.model import LED
+from led_jax.numerics import log_mean_exp
 from led_jax.sharding import Placement, one_device
 
 Params = Any
@@ -40,7 +41,7 @@ def importance_weighted_bound(
     if num_samples < 1:
         raise ValueError(f"bound: expected num_samples of 1 or more, got {num_samples}")
     log_weights = led.elbo(params, key, x, (num_samples,)).bound
-    return jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
+    return log_mean_exp(log_weights, axis=0)
 
 
 class NLL(NamedTuple):

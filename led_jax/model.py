@@ -1,6 +1,5 @@
 """LED: a latent-variable model with explicit, learnable densities on both sides of the bound."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from led_jax.densities import Density, mixture_log_prob_of_normals, normal_log_p
 from led_jax.descriptions import arguments, constructor, describe
 from led_jax.encoders import Encoder, Encoding
 from led_jax.flows.base import Flow
+from led_jax.numerics import log_mean_exp
 from led_jax.priors import Bound, Posterior, Prior, lift
 
 Params = Any
@@ -308,7 +308,7 @@ class LED(NamedTuple):
             def log_prob(z: Array) -> Array:
                 z = jnp.expand_dims(z, z.ndim - event_ndims)
                 log_components = self.posterior_log_prob(params, z, encoding)
-                return jax.nn.logsumexp(log_components, -1) - math.log(len(encoding.mean))
+                return log_mean_exp(log_components, axis=-1)
 
         return log_prob
 

@@ -1,5 +1,6 @@
 """Numerical building blocks that flows, densities and networks share."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,6 +81,11 @@ def match_rank(x: Array | np.ndarray, ndim: int) -> Array:
     asks for.
     """
     return jnp.expand_dims(x, tuple(range(ndim - x.ndim)))
+
+
+def log_mean_exp(x: Array, axis: int) -> Array:
+    """log 1/K sum_k e^(x_k) over an axis of length K."""
+    return jax.nn.logsumexp(x, axis=axis) - math.log(x.shape[axis])
 
 
 def widened(x: Array) -> Array:

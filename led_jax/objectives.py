@@ -1,6 +1,5 @@
 """What is minimised: each objective is one value, with a loss and the terms to report."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +9,7 @@ from jax import Array
 
 from led_jax.descriptions import constructor, describe
 from led_jax.model import LED, Elbo
+from led_jax.numerics import log_mean_exp
 
 Params = Any
 Schedule = Callable[[Array], Any]
@@ -73,8 +73,7 @@ def elbo(kl_weight: float | Schedule = 1.0, free_bits: float = 0.0) -> Objective
       kl_weight: w, or an optax schedule of the step. One that rises to 1 is a warm-up (Sonderby et
         al., 2016, https://arxiv.org/abs/1602.02282).
       free_bits: nats of KL, on average over the batch, that cost nothing (Kingma et al., 2016,
-        appendix C.8, https://arxiv.org/abs/1606.04934; of the whole KL, as a flow has none for each
-        dimension).
+        https://arxiv.org/abs/1606.04934; of the whole KL, as a flow has none for each dimension).
 
     Returns:
       An objective whose metrics are "elbo", at weight 1, "log_likelihood", "log_prior" and
@@ -119,7 +118,7 @@ def iwae(num_samples: int) -> Objective:
 
     def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
         terms = model.elbo(params, key, x, (num_samples,))
-        bound = _log_mean_exp(terms.bound)
+        bound = log_mean_exp(terms.bound, axis=0).mean()
         return -bound, {"iwae": bound, **_metrics(jax.tree.map(jnp.mean, terms))}
 
     return Objective(_nothing, loss)
@@ -127,13 +126,13 @@ def iwae(num_samples: int) -> Objective:
 
 @constructor
 def dreg(num_samples: int) -> Objective:
-    """`iwae` with the doubly reparameterised gradient, whose noise does not grow with K.
+    """`iwae` with the doubly reparameterised gradient, which has less noise.
 
     With weights w_k = p(x, z_k) / q(z_k|x), normalised to v_k, the gradient of the bound is
     sum_k v_k d log w_k with respect to the model at fixed z_k, and
-    sum_k v_k^2 (d log w_k / dz_k) dz_k with respect to the posterior. Tucker et al. (2019), eq. 8,
-    https://arxiv.org/abs/1810.04152. The posterior's flow is inverted once a step. Its mean is that
-    of `iwae` for a prior that does not read the posterior.
+    sum_k v_k^2 (d log w_k / dz_k) dz_k with respect to the posterior. Tucker et al. (2019),
+    https://arxiv.org/abs/1810.04152. The mean of the gradient is that of `iwae`. The posterior's
+    flow is inverted once a step.
 
     >>> dreg(50)
     dreg(50)
@@ -157,8 +156,9 @@ def dreg(num_samples: int) -> Objective:
         of_posterior = terms_at(jax.lax.stop_gradient(params), z)
         weights = jax.lax.stop_gradient(jax.nn.softmax(of_model.bound, axis=0))
         surrogate = weights * of_model.bound + weights**2 * of_posterior.bound
-        metrics = _metrics(jax.tree.map(jnp.mean, of_model))
-        return -surrogate.sum(0).mean(), {"iwae": _log_mean_exp(of_model.bound), **metrics}
+        bound = log_mean_exp(of_model.bound, axis=0).mean()
+        metrics = {"iwae": bound, **_metrics(jax.tree.map(jnp.mean, of_model))}
+        return -surrogate.sum(0).mean(), metrics
 
     return Objective(_nothing, loss)
 
@@ -229,11 +229,6 @@ def _reparameterised(
         )
 
     return z, terms
-
-
-def _log_mean_exp(log_weights: Array) -> Array:
-    """The mean over the batch of log 1/K sum_k w_k, for log-weights `[K, n]`."""
-    return (jax.nn.logsumexp(log_weights, axis=0) - math.log(len(log_weights))).mean()
 
 
 def _metrics(means: Elbo) -> dict[str, Array]:

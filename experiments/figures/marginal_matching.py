@@ -92,7 +92,7 @@ def measure(
             f"{directory}: rows binarized afresh every epoch have no aggregated posterior; train "
             "with --binarize=static"
         )
-    draw_key, image_key, bound_key = jax.random.split(key, 3)
+    draw_key, image_key, bound_key, covariance_key = jax.random.split(key, 4)
     with tqdm.tqdm(total=num_samples, unit="draw", desc=f"L_prior {config.prior_depth}") as bar:
         terms = estimators.marginal_matching(
             led, best.params, draw_key, dataset.train, num_samples, progress=bar.update
@@ -102,7 +102,7 @@ def measure(
     # From one draw a row the entropy is too low by about D (D + 1) / 4N nats.
     draws = map(
         partial(jax.jit(led.encode), best.params, x=rows.astype(jnp.float32)),
-        jax.random.split(bound_key, NUM_COVARIANCE_DRAWS),
+        jax.random.split(covariance_key, NUM_COVARIANCE_DRAWS),
     )
     covariance = np.mean([np.cov(np.asarray(z).reshape(len(rows), -1).T) for z in draws], 0)
     normal_entropy = np.linalg.slogdet(2 * np.pi * np.e * covariance)[1] / 2

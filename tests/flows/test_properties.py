@@ -268,8 +268,7 @@ def test_wrong_event_shape_is_an_error(case):
         assert_error(flow, params, wrong, context, message)
 
 
-# Deep stacks are other cases' layers, and trace for a minute without the cache that leaks hide in.
-@parametrize_cases(case for case in CASES if not case.name.endswith("-deep"))
+@every_case
 def test_no_implicit_promotion_of_ranks_or_dtypes_and_no_leaks(case):
     """With JAX's strictest settings, derivatives included."""
     with (
