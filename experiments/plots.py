@@ -76,21 +76,46 @@ def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None
 
 def depth_curves(
     path: str | os.PathLike,
-    columns: dict[str, tuple[Sequence[int], Sequence[float], Sequence[float], Sequence[float]]],
+    columns: dict[
+        str,
+        tuple[Sequence[int], Sequence[float], Sequence[float], Sequence[float], Sequence[int]],
+    ],
 ) -> None:
     """Test NLL against depth, ours and the paper's, a pair of lines for each column of a table.
+
+    Models trained for different numbers of epochs do not compare: no line joins ours where they
+    differ within a column, and each says its own.
 
     Args:
       path: file to write.
       columns: title -> (depths, our NLLs, their standard errors over seeds or test points, the
-        paper's NLLs).
+        paper's NLLs, our numbers of epochs).
     """
     figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-    for i, (title, (depths, ours, errors, paper)) in enumerate(columns.items()):
-        axes.errorbar(depths, ours, errors, marker="o", color=f"C{i}", label=f"{title}, led_jax")
+    for i, (title, (depths, ours, errors, paper, epochs)) in enumerate(columns.items()):
+        color, joined = f"C{i}", len(set(epochs)) == 1
+        axes.errorbar(
+            depths,
+            ours,
+            errors,
+            marker="o",
+            ls="-" if joined else "none",
+            color=color,
+            label=f"{title}, led_jax",
+        )
+        for depth, nll, number in () if joined else zip(depths, ours, epochs, strict=True):
+            axes.annotate(
+                f"{number} epochs",
+                (depth, nll),
+                (5, -9),
+                textcoords="offset points",
+                fontsize="x-small",
+                color=color,
+            )
         axes.plot(depths, paper, marker="x", ls="--", color=f"C{i}", label=f"{title}, paper")
     axes.set(xlabel="number of flow layers", ylabel="test NLL (nats, lower is better)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.17)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2)
     _save_figure(path, figure)

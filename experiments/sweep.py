@@ -262,10 +262,11 @@ def _write(
     for column, cells in table.items():
         finished = [cell for cell in cells if _runs_of(cell, column, results)]
         if finished:
-            ours = [_mean_and_error(_runs_of(cell, column, results)) for cell in finished]
-            nlls, errors = zip(*ours, strict=True)
+            runs = [_runs_of(cell, column, results) for cell in finished]
+            nlls, errors = zip(*map(_mean_and_error, runs), strict=True)
+            epochs = [seeds[0]["epochs"] for seeds in runs]
             depths, paper = zip(*((cell.depth, cell.paper_nll) for cell in finished), strict=True)
-            columns[column] = (depths, nlls, errors, paper)
+            columns[column] = (depths, nlls, errors, paper, epochs)
     plots.depth_curves(path.with_suffix(".png"), columns)
     return results
 

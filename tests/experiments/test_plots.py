@@ -71,21 +71,25 @@ def test_curves_drawn_are_the_records(tmp_path, monkeypatch):
     plt.close(figures[0])
 
 
-def test_depth_curves(tmp_path):
-    columns = {
-        "prior": ([0, 4, 8], [90.0, 88.0, 87.0], [0.1, 0.1, 0.1], [90.8, 88.1, 87.5]),
-        "posterior": ([4], [88.5], [0.2], [88.9]),
-    }
-    plots.depth_curves(str(tmp_path / "table.png"), columns)
-    assert plt.imread(tmp_path / "table.png").shape[0] > 100
-
-
 def drawn(monkeypatch, draw, *args):
     figures = []
     monkeypatch.setattr(plots, "_save_figure", lambda path, figure: figures.append(figure))
     draw("unused.png", *args)
     plt.close(figures[0])
     return figures[0]
+
+
+def test_depth_curves_join_what_was_trained_alike(monkeypatch):
+    columns = {
+        "prior": ([0, 4], [90.0, 88.0], [0.1, 0.1], [90.8, 88.1], [60, 60]),
+        "posterior": ([0, 4], [89.5, 88.5], [0.2, 0.2], [90.0, 88.9], [8, 200]),
+    }
+    (axes,) = drawn(monkeypatch, plots.depth_curves, columns).axes
+    ours = [container.lines[0] for container in axes.containers]
+    assert [line.get_linestyle() for line in ours] == ["-", "None"]
+    for line, (depths, nlls, *_) in zip(ours, columns.values(), strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), np.transpose([depths, nlls]))
+    assert [text.get_text() for text in axes.texts] == ["8 epochs", "200 epochs"]
 
 
 def test_density_maps_put_each_panel_in_its_place(tmp_path, monkeypatch):
