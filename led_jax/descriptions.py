@@ -19,9 +19,11 @@ import math
 import os
 import pathlib
 import re
+import types
+import typing
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_origin, overload
 
 import jax
@@ -76,6 +78,8 @@ def constructor(function: Any = None, *, name: str | None = None) -> Any:
 
     Raises:
       ValueError: if the name stands for something else.
+      TypeError: from the decorated function, if an argument is none of what its annotation says,
+        where that is a sequence of integers or a NamedTuple: an event shape, a Flow.
     """
     if function is None:
         return functools.partial(constructor, name=name)
@@ -87,8 +91,12 @@ def constructor(function: Any = None, *, name: str | None = None) -> Any:
 
         @functools.wraps(function)
         def made(*args: Any, **kwargs: Any) -> Any:
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError:
+                return function(*args, **kwargs)  # Its own error names the function.
+            _check_arguments(function.__name__, bound)
             value = function(*args, **kwargs)
-            bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             return _record(value, _call(entry, bound.arguments))
 
@@ -96,6 +104,40 @@ def constructor(function: Any = None, *, name: str | None = None) -> Any:
     entry = _Entry(name or function.__name__, made, signature)
     _add(entry)
     return made
+
+
+def _check_arguments(name: str, bound: inspect.BoundArguments) -> None:
+    for argument, value in bound.arguments.items():
+        parameter = bound.signature.parameters[argument]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            values = value
+        else:
+            values = value.values() if parameter.kind is parameter.VAR_KEYWORD else (value,)
+        for one in values:
+            if expected := _mismatch(parameter.annotation, one):
+                what = type(one).__name__ if hasattr(one, "_fields") else repr(one)
+                raise TypeError(f"{name}: {argument} must be {expected}, got {what}")
+
+
+def _mismatch(annotation: Any, value: Any) -> str | None:
+    """What a value should have been; None where it is that, or the annotation is of other kinds."""
+    expected = []
+    for option in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
+        if option in (tuple[int, ...], Sequence[int]):
+            if isinstance(value, Iterable) and not isinstance(value, str):
+                return None
+            expected.append("a sequence of integers, such as (4,)")
+        elif isinstance(option, type) and (hasattr(option, "_fields") or option is type(None)):
+            if isinstance(value, option):
+                return None
+            expected.append("None" if option is type(None) else f"a {option.__name__}")
+        else:
+            return None
+    return " or ".join(expected)
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (types.UnionType, typing.Union)
 
 
 def register(name: str, value: T) -> T:

@@ -343,7 +343,10 @@ def test_a_name_stands_for_one_thing(registry):
         ({"make": "dense", "arguments": {}}, "dense: missing a required argument: 'width'"),
         ({"make": "dense", "arguments": {"depth": 1}}, "dense has no argument depth; it has width"),
         ({"make": "dense", "arguments": {"width": 1}, "more": 1}, "no description"),
-        ({"make": "network", "arguments": {"shape": 1, "hidden": 3}}, "not subscriptable"),
+        (
+            {"make": "network", "arguments": {"shape": 1, "hidden": 3}},
+            "shape must be a sequence of int",
+        ),
         ({"make": "compose", "arguments": {"maps": 3}}, "iterable"),
         ({"partial": "unit", "positional": [], "arguments": {}}, "no description"),
         ({"import": "os"}, "no description"),

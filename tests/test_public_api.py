@@ -3,12 +3,14 @@ import inspect
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import pytest
-from support import run_python
+from support import KEY, run_python
 
 import led_jax
-from led_jax import data, flows
+from led_jax import data, densities, flows
 
 PACKAGES = [led_jax, flows, data]
 MODULES = ["checkpoints", "decoders", "densities", "encoders", "estimators", "likelihoods"]
@@ -73,3 +75,35 @@ def test_a_leds_parameters_are_taken_apart_in_one_place():
 
 def test_led_jax_imports_no_heavy_package():
     assert imported_by("import led_jax") & HEAVY == set()
+
+
+STACK = flows.real_nvp((4,), 2)
+NORMAL = densities.standard_normal((4,))
+WRONG: dict[str, tuple[Any, ...]] = {
+    "real_nvp: event_shape .*sequence of integers.*got 4": (flows.real_nvp, 4, 2),
+    "iaf: event_shape .*got 4": (flows.iaf, 4, 2),
+    "real_nvp: hidden .*sequence of integers.*got 64": (flows.real_nvp, (4,), 2, 64),
+    "made: hidden .*got 64": (flows.made, 64),
+    "made: hidden .*got '64'": (flows.made, "64"),
+    "standard_normal: event_shape .*got 4": (densities.standard_normal, 4),
+    "real_nvp: transformer .*Transformer, got 'affine'": (
+        lambda transformer: flows.real_nvp((4,), 2, transformer=transformer),
+        "affine",
+    ),
+    "transformed: base .*Density, got Flow": (densities.transformed, STACK, STACK),
+    "transformed: flow .*Flow, got Density": (densities.transformed, NORMAL, NORMAL),
+    "chain: flows .*Flow, got Density": (flows.chain, STACK, NORMAL),
+    "invert: flow .*Flow, got Density": (flows.invert, NORMAL),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_an_argument_of_the_wrong_kind_is_named(message):
+    function, *args = WRONG[message]
+    with pytest.raises(TypeError, match=message):
+        function(*args)
+
+
+def test_an_event_without_entries_is_refused():
+    with pytest.raises(ValueError, match="made: expected an event of one entry or more, got 0"):
+        flows.iaf((0,), 2).init(KEY, jnp.zeros(0))

@@ -53,6 +53,8 @@ def made(
     check_hidden("made", hidden)
 
     def make(num_params: int, size: int) -> Conditioner:
+        if size < 1:
+            raise ValueError(f"made: expected an event of one entry or more, got {size}")
         # Units of degree 0 see the context alone: without them the first output could not.
         lowest = 1 if context_dim is None else 0
         degrees = [np.arange(1, size + 1)]
