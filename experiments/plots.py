@@ -112,7 +112,7 @@ def depth_curves(
                 fontsize="x-small",
                 color=color,
             )
-        axes.plot(depths, paper, marker="x", ls="--", color=f"C{i}", label=f"{title}, paper")
+        axes.plot(depths, paper, marker="x", ls="--", color=color, label=f"{title}, paper")
     axes.set(xlabel="number of flow layers", ylabel="test NLL (nats, lower is better)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.17)

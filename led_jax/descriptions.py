@@ -20,11 +20,10 @@ import os
 import pathlib
 import re
 import types
-import typing
 import urllib.parse
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, get_origin, overload
+from typing import Any, TypeVar, Union, get_args, get_origin, overload
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +121,8 @@ def _check_arguments(name: str, bound: inspect.BoundArguments) -> None:
 def _mismatch(annotation: Any, value: Any) -> str | None:
     """What a value should have been; None where it is that, or the annotation is of other kinds."""
     expected = []
-    for option in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
+    is_union = get_origin(annotation) in (types.UnionType, Union)
+    for option in get_args(annotation) if is_union else (annotation,):
         if option in (tuple[int, ...], Sequence[int]):
             if isinstance(value, Iterable) and not isinstance(value, str):
                 return None
@@ -134,10 +134,6 @@ def _mismatch(annotation: Any, value: Any) -> str | None:
         else:
             return None
     return " or ".join(expected)
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (types.UnionType, typing.Union)
 
 
 def register(name: str, value: T) -> T:

@@ -79,11 +79,13 @@ def drawn(monkeypatch, draw, *args):
     return figures[0]
 
 
-def test_depth_curves_join_what_was_trained_alike(monkeypatch):
+def test_depth_curves_join_what_was_trained_alike(tmp_path, monkeypatch):
     columns = {
         "prior": ([0, 4], [90.0, 88.0], [0.1, 0.1], [90.8, 88.1], [60, 60]),
         "posterior": ([0, 4], [89.5, 88.5], [0.2, 0.2], [90.0, 88.9], [8, 200]),
     }
+    plots.depth_curves(str(tmp_path / "table.png"), columns)
+    assert plt.imread(tmp_path / "table.png").shape[0] > 100
     (axes,) = drawn(monkeypatch, plots.depth_curves, columns).axes
     ours = [container.lines[0] for container in axes.containers]
     assert [line.get_linestyle() for line in ours] == ["-", "None"]
