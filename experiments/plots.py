@@ -76,7 +76,7 @@ def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None
 
 def depth_curves(
     path: str | os.PathLike,
-    columns: dict[
+    columns: Mapping[
         str,
         tuple[Sequence[int], Sequence[float], Sequence[float], Sequence[float], Sequence[int]],
     ],
