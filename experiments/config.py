@@ -34,8 +34,8 @@ def _field(default: Any, help: str, *, free: bool = False, choices: tuple[str, .
 class Config:
     """What a run is, one flag a field.
 
-    A field that is None takes its default from the other fields: `num_epochs` and `latent_size` say
-    which. Fields marked free may change when a run is resumed.
+    A field that is None, and the default decoder, depends on the other fields: `num_epochs`,
+    `latent_size` and `likelihood` say how. Fields marked free may change when a run is resumed.
 
     Raises:
       ValueError: if a field is invalid, or does not go with the others.
@@ -43,20 +43,27 @@ class Config:
 
     dataset: str = _field(
         "digits",
-        "digits, binarized_mnist, a tensorflow-datasets name, or FILE.npz in --data_dir, with "
-        "arrays train, valid and test, or train alone.",
+        "digits, binarized_mnist, caltech101_silhouettes, freyfaces, mnist or another name of "
+        "tensorflow-datasets, or FILE.npz in --data_dir, with arrays train, valid and test, or "
+        "train alone.",
     )
     data_dir: str = _field(
         "",
-        "Directory of binarized_mnist's .amat files, of tensorflow-datasets, or of FILE.npz.",
+        "Directory of binarized_mnist's .amat files, of caltech101_silhouettes_28_split1.npz, "
+        "freyfaces.npz or mnist_grey.npz, of tensorflow-datasets, or of FILE.npz.",
         free=True,
     )
     split: str = _field(
         "", "Parts of FILE.npz's train for train, valid and test; by default 0.8,0.1,0.1."
     )
-    data_seed: int = _field(0, "Seed of FILE.npz's split and of static binarization.")
+    data_seed: int = _field(
+        0, "Seed of FILE.npz's and freyfaces' splits and of static binarization."
+    )
     binarize: str = _field(
-        "static", "Binarize grey images once, or afresh each epoch.", choices=("static", "dynamic")
+        "static",
+        "Binarize grey images once, or afresh each epoch, for --decoder=bernoulli; for others they "
+        "stay what they are.",
+        choices=("static", "dynamic"),
     )
     network: str = _field(
         "mlp",
@@ -64,9 +71,10 @@ class Config:
         choices=("mlp", "resconv"),
     )
     decoder: str = _field(
-        "bernoulli",
-        "Likelihood of an entry of x: bernoulli; and for FILE.npz discretized_logistic, of levels "
-        "0..255, or gaussian:std=0.1, of any numbers, each a constructor with its arguments.",
+        "default",
+        "Likelihood of an entry of x, a constructor with its arguments: bernoulli, of black and "
+        "white; discretized_logistic, of levels 0..255, the default for freyfaces; or "
+        "gaussian:std=0.1, of any numbers. The default of all other data is bernoulli.",
     )
     weight_norm: bool = _field(False, "Normalize the weights of resconv's layers.")
     latent_dim: int | None = _field(
@@ -198,7 +206,7 @@ class Config:
     def _check_constructors(self) -> None:
         for name in ("decoder", "objective"):
             try:
-                descriptions.parse(getattr(self, name))
+                descriptions.parse(self.record()[name])
             except ValueError as error:
                 raise ValueError(
                     f"--{name}={getattr(self, name)} is no constructor: {error}"
@@ -241,6 +249,13 @@ class Config:
         return tuple(map(float, self.split.split(","))) if self.split else None
 
     @property
+    def likelihood(self) -> str:
+        """What --decoder names, or the likelihood of the data's kind."""
+        if self.decoder != "default":
+            return self.decoder
+        return "discretized_logistic" if self.dataset == "freyfaces" else "bernoulli"
+
+    @property
     def num_epochs(self) -> int:
         """Passes over the training split."""
         return self.epochs or (200 if self.dataset == "digits" else 400)
@@ -253,7 +268,11 @@ class Config:
 
     def record(self) -> dict[str, Any]:
         """Every field's value, with no default left open."""
-        return vars(self) | {"epochs": self.num_epochs, "latent_dim": self.latent_size}
+        return vars(self) | {
+            "epochs": self.num_epochs,
+            "latent_dim": self.latent_size,
+            "decoder": self.likelihood,
+        }
 
     def fixed(self) -> dict[str, Any]:
         """The fields of `record` that may not change when a run is resumed, as JSON has them."""

@@ -26,7 +26,7 @@ def make_likelihood(config: Config) -> Likelihood:
     Raises:
       ValueError: if it is no likelihood.
     """
-    return _make_named("decoder", config.decoder, Likelihood)
+    return _make_named("decoder", config.likelihood, Likelihood)
 
 
 def make_objective(config: Config, num_steps: int) -> Objective:

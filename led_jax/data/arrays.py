@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +73,8 @@ def from_arrays(
         values = "levels"
     rows = {key: check_rows(f"{name}: {key}", a, values) for key, a in arrays.items()}
     if rows.keys() == {"train"}:
-        parts = _split(name, rows["train"], (0.8, 0.1, 0.1) if split is None else split, seed)
-        rows = dict(zip(SPLITS, parts, strict=True))
+        ends = _ends(name, len(rows["train"]), (0.8, 0.1, 0.1) if split is None else split)
+        rows = split_rows(rows["train"], ends, seed)
     elif rows.keys() != set(SPLITS) or split is not None:
         raise ValueError(
             f"{name}: expected train, valid and test, or train alone and a split; got "
@@ -126,18 +126,53 @@ def load_npz(
     return from_arrays(**arrays, name=name, split=split, seed=seed, values=values, prepare=prepare)
 
 
-def _split(name: str, rows: np.ndarray, parts: Sequence[float], seed: int) -> list[np.ndarray]:
-    """The rows in three, in an order that is the same wherever and whenever it is drawn."""
+def from_grey(
+    name: str,
+    splits: Mapping[str, np.ndarray],
+    *,
+    values: str = "unit",
+    dynamic: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """Makes a data set of grey or colour levels, which it binarizes for `unit` values alone.
+
+    Args:
+        name: of the data set.
+        splits: uint8 levels 0..255 of `train`, `valid` and `test`, `[n, H, W]` or `[n, H, W, C]`.
+        values: what the model's likelihood takes. `unit`: pixels are drawn with P(1) = level / 255;
+            for others the levels stay what they are.
+        dynamic: draw training pixels afresh for every step, those of valid and test once.
+        seed: of the draw.
+
+    Raises:
+        ValueError: from `from_arrays`.
+    """
+    if values == "unit" and not dynamic:
+        splits = {
+            key: bernoulli(splits[key], 255, seed=seed, stream=stream)
+            for stream, key in enumerate(SPLITS)
+        }
+    prepare = binarize if dynamic else cast
+    return from_arrays(**splits, name=name, seed=seed, values=values, prepare=prepare)
+
+
+def split_rows(rows: np.ndarray, ends: Sequence[int], seed: int) -> dict[str, np.ndarray]:
+    """Train, valid and test from rows in an order that is the same wherever it is drawn."""
+    order = np.argsort(random_words(seed, _ORDER_STREAM, len(rows)), kind="stable")
+    return dict(zip(SPLITS, np.split(rows[order], ends), strict=True))
+
+
+def _ends(name: str, num_rows: int, parts: Sequence[float]) -> list[int]:
+    """Where train and valid end, of that many rows."""
     if len(parts) != 3 or not min(parts) > 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6):
         raise ValueError(
             f"{name}: split is {tuple(parts)}, expected three positive parts of sum 1, such as "
             "0.8, 0.1, 0.1"
         )
-    ends = [round(len(rows) * end) for end in (parts[0], parts[0] + parts[1])]
-    if not 0 < ends[0] < ends[1] < len(rows):
+    ends = [round(num_rows * end) for end in (parts[0], parts[0] + parts[1])]
+    if not 0 < ends[0] < ends[1] < num_rows:
         raise ValueError(
-            f"{name}: split {tuple(parts)} of {len(rows)} rows leaves one of train, valid and test "
+            f"{name}: split {tuple(parts)} of {num_rows} rows leaves one of train, valid and test "
             "empty"
         )
-    order = np.argsort(random_words(seed, _ORDER_STREAM, len(rows)), kind="stable")
-    return np.split(rows[order], ends)
+    return ends

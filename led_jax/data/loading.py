@@ -8,6 +8,7 @@ from led_jax.data.binarized_mnist import load_binarized_mnist
 from led_jax.data.dataset import Dataset, cast
 from led_jax.data.dataset import binarize as draw
 from led_jax.data.digits import load_digits
+from led_jax.data.files import NAMED, has_file, load_named
 from led_jax.data.tfds import load_tfds
 
 
@@ -20,23 +21,25 @@ def load(
     split: Sequence[float] | None = None,
     values: str = "unit",
 ) -> Dataset:
-    """Loads a data set of binary images, or of what an `.npz` file holds.
+    """Loads a data set of images, or of what an `.npz` file holds.
 
     Args:
-        name: `digits` (8 x 8, needs no download), `binarized_mnist`, any image set of
-            tensorflow-datasets (`mnist`, `fashion_mnist`, `omniglot`, ...; made 28 x 28 and grey),
-            or `FILE.npz`, see `load_npz`.
-        data_dir: an existing directory with the published files of `binarized_mnist`, that of
-            tensorflow-datasets, or the one from which `FILE.npz` is looked for; None: the default
-            of tensorflow-datasets. `digits` reads no files.
+        name: `digits` (8 x 8, needs no download), `binarized_mnist`, `caltech101_silhouettes` and
+            `freyfaces` (see `files.NAMED`), `mnist`, any other image set of tensorflow-datasets
+            (`fashion_mnist`, `omniglot`, ...; made 28 x 28 and grey to be binarized), or
+            `FILE.npz`, see `load_npz`.
+        data_dir: an existing directory with the published files of `binarized_mnist`, the file of
+            a set of `files.NAMED`, that of tensorflow-datasets, or the one from which `FILE.npz`
+            is looked for; None: the default of tensorflow-datasets. `digits` reads no files.
         binarize: `static`: every split is drawn once; `dynamic`: `train` stays grey, for a fresh
-            draw each epoch. `binarized_mnist` is `static` only. Arrays of an `.npz` are taken as
-            they are, or with `dynamic` are grey levels 0..255.
-        seed: of the static draw, and of the split of an `.npz`; `binarized_mnist` has none. It is
-            part of the data, not of a run: likelihoods compare only between models of the same
-            draw.
+            draw each epoch. Sets that are binary already are `static` only. Arrays of an `.npz`
+            are taken as they are, or with `dynamic` are grey levels 0..255.
+        seed: of the static draw, and of the split of an `.npz` and of `freyfaces`;
+            `binarized_mnist` has none. It is part of the data, not of a run: likelihoods compare
+            only between models of the same draw.
         split: parts of an `.npz` that has `train` alone.
-        values: what an `.npz` may hold, see `check_rows`.
+        values: what the model's likelihood takes, see `check_rows`. Images are binarized for
+            `unit`, and for others stay what they are.
 
     Returns:
         The data set.
@@ -59,10 +62,14 @@ def load(
         path = os.path.join(data_dir or "", os.path.expanduser(name))
         prepare = draw if dynamic else cast
         return load_npz(path, split=split, seed=seed, values=values, prepare=prepare)
-    if split is not None or values != "unit":
+    if split is not None:
+        raise ValueError(f"data set {name!r} has splits of its own: split goes with FILE.npz")
+    # tensorflow-datasets has mnist, too, and none of the others.
+    if name in NAMED and (name != "mnist" or has_file(name, data_dir)):
+        return load_named(name, data_dir, values=values, dynamic=dynamic, seed=seed)
+    if name in ("digits", "binarized_mnist") and values != "unit":
         raise ValueError(
-            f"data set {name!r} has splits and black and white pixels of its own: split and values "
-            "go with FILE.npz"
+            f"data set {name!r} has black and white pixels, no data for a likelihood of {values!r}"
         )
     if name == "digits":
         return load_digits(dynamic=dynamic, seed=seed)
@@ -73,4 +80,4 @@ def load(
                 "binarize='static', or name='mnist' for the grey levels"
             )
         return load_binarized_mnist(data_dir)
-    return load_tfds(name, data_dir, dynamic=dynamic, seed=seed)
+    return load_tfds(name, data_dir, values=values, dynamic=dynamic, seed=seed)

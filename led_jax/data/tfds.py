@@ -1,4 +1,4 @@
-"""Image sets of tensorflow-datasets, as binary 28 x 28 images.
+"""Image sets of tensorflow-datasets, as binary 28 x 28 images or as they are.
 
 tensorflow and tensorflow-datasets are imported only when a set is read.
 """
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from led_jax.data.dataset import Dataset, binarize, from_rows
-from led_jax.data.draws import bernoulli
+from led_jax.data.arrays import from_grey
+from led_jax.data.dataset import Dataset
 
 INSTALL = 'pip install "led_jax[tfds]"'
 _SIDE = 28
@@ -20,23 +20,30 @@ _LUMA = np.array([299.0, 587.0, 114.0])  # ITU-R BT.601, in thousandths
 
 
 def load_tfds(
-    name: str, data_dir: str | None = None, *, dynamic: bool = False, seed: int = 0
+    name: str,
+    data_dir: str | None = None,
+    *,
+    values: str = "unit",
+    dynamic: bool = False,
+    seed: int = 0,
 ) -> Dataset:
     """Loads an image set of tensorflow-datasets, preparing it if need be.
 
-    Images become grey (luminance), 28 x 28 (area average) and, for `omniglot`, which is drawn in
-    black on white, inverted. Sets without a published `validation` split give up the end of
-    `train`; see `from_images`. `omniglot` here is the original one, whose train and test hold
+    For black and white pixels images become grey (luminance), 28 x 28 (area average) and, for
+    `omniglot`, which is drawn in black on white, inverted. For other values of a likelihood they
+    stay what they are, grey or in colour. Sets without a published `validation` split give up the
+    end of `train`; see `from_images`. `omniglot` here is the original one, whose train and test hold
     different alphabets, and not the 28 x 28 version of Burda et al. (2015).
 
     Args:
         name: as tensorflow-datasets spells it, `config` and `version` allowed (`emnist/letters`).
         data_dir: where tensorflow-datasets keeps prepared sets; None: its default.
+        values: what the model's likelihood takes, see `check_rows`.
         dynamic: keep `train` as grey levels.
         seed: of the binarization draw.
 
     Returns:
-        The data set, with rows of 784 pixels.
+        The data set, binary with rows of 784 pixels, or of images (H, W, 1) or (H, W, 3).
 
     Raises:
         ValueError: tensorflow-datasets is not installed or knows no such set; or the set is not
@@ -44,18 +51,29 @@ def load_tfds(
         OSError: tensorflow-datasets could not prepare it, say for want of a network.
     """
     invert = name.split("/")[0].split(":")[0] in _DARK_ON_LIGHT
+
+    def convert(images: np.ndarray) -> np.ndarray:
+        if values != "unit":
+            return images
+        return to_grey(images, invert=invert).reshape(-1, _SIDE, _SIDE)
+
     try:
-        images = read_images(name, data_dir, lambda batch: to_grey(batch, invert=invert))
+        images = read_images(name, data_dir, convert)
     except ImportError as error:
         raise ValueError(
             f"data set {name!r}: expected 'digits', 'binarized_mnist' or an image set of "
             f"tensorflow-datasets, for which: {INSTALL} ({error})"
         ) from error
-    return from_images(name, images, dynamic=dynamic, seed=seed)
+    return from_images(name, images, values=values, dynamic=dynamic, seed=seed)
 
 
 def from_images(
-    name: str, images: Mapping[str, np.ndarray], *, dynamic: bool = False, seed: int = 0
+    name: str,
+    images: Mapping[str, np.ndarray],
+    *,
+    values: str = "unit",
+    dynamic: bool = False,
+    seed: int = 0,
 ) -> Dataset:
     """Makes a `Dataset` of the splits of an image set.
 
@@ -64,7 +82,9 @@ def from_images(
 
     Args:
         name: of the data set.
-        images: uint8 grey levels `[n, 784]` by split: `train`, `test` and perhaps `validation`.
+        images: uint8 levels `[n, H, W]` or `[n, H, W, C]` by split: `train`, `test` and perhaps
+            `validation`.
+        values: what the model's likelihood takes; levels are binarized for `unit` alone.
         dynamic: keep `train` as grey levels.
         seed: of the binarization draw, with P(1) = level / 255.
 
@@ -83,14 +103,8 @@ def from_images(
     else:
         held_out = 10_000 if len(train) >= 50_000 else len(train) // 10
         train, valid = np.split(train, [len(train) - held_out])
-    return from_rows(
-        name,
-        (_SIDE, _SIDE),
-        train if dynamic else bernoulli(train, 255, seed=seed, stream=0),
-        bernoulli(valid, 255, seed=seed, stream=1),
-        bernoulli(test, 255, seed=seed, stream=2),
-        **({"prepare": binarize, "top": 255} if dynamic else {}),
-    )
+    splits = {"train": train, "valid": valid, "test": test}
+    return from_grey(name, splits, values=values, dynamic=dynamic, seed=seed)
 
 
 def to_grey(images: np.ndarray, *, invert: bool = False) -> np.ndarray:

@@ -12,7 +12,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def levels(n, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (n, 784)).astype(np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (n, 28, 28)).astype(np.uint8)
 
 
 # Images to rows, without tensorflow.
@@ -22,7 +22,7 @@ def levels(n, seed=0):
     ("n", "held_out"), [(60_000, 10_000), (50_000, 10_000), (49_999, 4_999), (19_280, 1_928)]
 )
 def test_validation_is_the_end_of_train(n, held_out):
-    train = np.zeros((n, 784), np.uint8)
+    train = np.zeros((n, 28, 28), np.uint8)
     train[n - held_out :] = 255
     dataset = tfds.from_images("toy", {"train": train, "test": levels(3)})
     assert len(dataset.train) == n - held_out and not dataset.train.any()
@@ -32,7 +32,7 @@ def test_validation_is_the_end_of_train(n, held_out):
 def test_published_validation_split_is_used():
     images = {
         "train": levels(20),
-        "validation": np.full((2, 784), 255, np.uint8),
+        "validation": np.full((2, 28, 28), 255, np.uint8),
         "test": levels(3),
     }
     dataset = tfds.from_images("toy", images)
@@ -45,7 +45,7 @@ def test_static_draw_is_seeded_and_dynamic_changes_train_only():
     static, again, other = (tfds.from_images("toy", images, seed=seed) for seed in (0, 0, 1))
     dynamic = tfds.from_images("toy", images, dynamic=True)
     assert dynamic.prepare is binarize and static.prepare is cast
-    np.testing.assert_array_equal(dynamic.train, images["train"][:180])
+    np.testing.assert_array_equal(dynamic.train, images["train"][:180].reshape(180, 784))
     for split in SPLITS:
         draw = getattr(static, split)
         assert set(np.unique(draw)) == {0, 1}
@@ -78,9 +78,10 @@ def test_train_too_small_to_hold_any_out():
 
 def test_28_by_28_grey_is_left_as_it_is():
     images = levels(5).reshape(5, 28, 28, 1)
-    np.testing.assert_array_equal(tfds.to_grey(images), images.reshape(5, 784))
-    np.testing.assert_array_equal(tfds.to_grey(np.repeat(images, 3, axis=-1)), levels(5))
-    np.testing.assert_array_equal(tfds.to_grey(images, invert=True), 255 - levels(5))
+    rows = images.reshape(5, 784)
+    np.testing.assert_array_equal(tfds.to_grey(images), rows)
+    np.testing.assert_array_equal(tfds.to_grey(np.repeat(images, 3, axis=-1)), rows)
+    np.testing.assert_array_equal(tfds.to_grey(images, invert=True), 255 - rows)
 
 
 def test_colour_becomes_luminance():
@@ -92,7 +93,7 @@ def test_colour_becomes_luminance():
 
 def test_area_average_by_hand():
     blocks = np.kron(levels(1).reshape(28, 28), np.ones((2, 3), np.uint8))
-    np.testing.assert_array_equal(tfds.to_grey(blocks[None, ..., None]), levels(1))
+    np.testing.assert_array_equal(tfds.to_grey(blocks[None, ..., None]), levels(1).reshape(1, 784))
     # 42 pixels to 28: target 0 covers pixel 0 and half of pixel 1, target 1 the rest of both.
     ramp = np.zeros((1, 42, 28, 1), np.uint8)
     ramp[0, 0], ramp[0, 1], ramp[0, 2] = 30, 90, 210

@@ -1,0 +1,119 @@
+"""Published image sets by name, each from one `.npz` file of a directory."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from led_jax.data.arrays import from_arrays, from_grey, split_rows
+from led_jax.data.dataset import Dataset
+from led_jax.data.npz import read_npz
+
+_Arrays = Mapping[str, np.ndarray]
+
+
+class NamedFile(NamedTuple):
+    """A data set's file.
+
+    Attributes:
+        file: its name in the directory.
+        shapes: of the arrays that are read, all of uint8.
+        make: from these arrays, `values`, `dynamic` and `seed`, as of `from_grey`, to the data set.
+    """
+
+    file: str
+    shapes: Mapping[str, tuple[int, ...]]
+    make: Callable[[_Arrays, str, bool, int], Dataset]
+
+
+def _mnist(arrays: _Arrays, values: str, dynamic: bool, seed: int) -> Dataset:
+    train, valid = np.split(arrays["train"], [50_000])
+    splits = {"train": train, "valid": valid, "test": arrays["test"]}
+    return from_grey("mnist", splits, values=values, dynamic=dynamic, seed=seed)
+
+
+def _freyfaces(arrays: _Arrays, values: str, dynamic: bool, seed: int) -> Dataset:
+    # Parts as in the papers, which publish no split.
+    ends = (1_565, 1_765)
+    splits = split_rows(arrays["images"], ends, seed)
+    return from_grey("freyfaces", splits, values=values, dynamic=dynamic, seed=seed)
+
+
+def _silhouettes(arrays: _Arrays, values: str, dynamic: bool, seed: int) -> Dataset:
+    name = "caltech101_silhouettes"
+    if dynamic or values != "unit":
+        raise ValueError(
+            f"{name} is black and white already: expected binarize='static' and a likelihood of "
+            f"values 'unit', got values {values!r}" + (" and binarize='dynamic'" if dynamic else "")
+        )
+    # As published the object is 0; as in the papers that train on these images it is 1.
+    rows = {key: 1 - np.unpackbits(packed, axis=1) for key, packed in arrays.items()}
+    train, valid, test = (rows[key].reshape(-1, 28, 28) for key in ("train", "val", "test"))
+    return from_arrays(train, valid, test, name=name)
+
+
+NAMED = {
+    "caltech101_silhouettes": NamedFile(
+        "caltech101_silhouettes_28_split1.npz",
+        {"train": (4_100, 98), "val": (2_264, 98), "test": (2_307, 98)},
+        _silhouettes,
+    ),
+    "freyfaces": NamedFile("freyfaces.npz", {"images": (1_965, 28, 20)}, _freyfaces),
+    "mnist": NamedFile(
+        "mnist_grey.npz", {"train": (60_000, 28, 28), "test": (10_000, 28, 28)}, _mnist
+    ),
+}
+"""Data sets whose file may lie in a directory:
+
+- `caltech101_silhouettes` (Marlin et al., 2010; 28 x 28, split 1: 4,100 / 2,264 / 2,307), packed
+  bits with background 1, which are inverted;
+- `freyfaces` (28 x 20, levels 0..255, split 1,565 / 200 / 200 by the seed);
+- `mnist` (levels 0..255; the last 10,000 training images validate).
+"""
+
+
+def has_file(name: str, data_dir: str | None) -> bool:
+    """Whether a directory holds the file of one of `NAMED`."""
+    return data_dir is not None and Path(data_dir, NAMED[name].file).is_file()
+
+
+def load_named(
+    name: str,
+    data_dir: str | None,
+    *,
+    values: str = "unit",
+    dynamic: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """Loads one of `NAMED`.
+
+    Args:
+        name: of the data set.
+        data_dir: directory of its file.
+        values: what the model's likelihood takes: grey levels stay what they are unless that is
+            `unit`, for which pixels are drawn with P(1) = level / 255.
+        dynamic: draw training pixels afresh for every step.
+        seed: of the split of `freyfaces`, and of the draw.
+
+    Returns:
+        The data set.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it does not hold what was published, or the data have no such values.
+    """
+    named = NAMED[name]
+    if not has_file(name, data_dir):
+        where = "data_dir is not given" if data_dir is None else f"{data_dir} has none"
+        raise FileNotFoundError(
+            f"{name}: pass a directory with the file {named.file} as --data_dir; {where}"
+        )
+    path = Path(data_dir or "", named.file)
+    arrays = read_npz(path, list(named.shapes))
+    for key, shape in named.shapes.items():
+        if arrays[key].shape != shape or arrays[key].dtype != np.uint8:
+            raise ValueError(
+                f"{path}: {key} is {arrays[key].dtype} {arrays[key].shape}, expected uint8 {shape}"
+            )
+    return named.make(arrays, values, dynamic, seed)
