@@ -32,8 +32,8 @@ def load_tfds(
     For black and white pixels images become grey (luminance), 28 x 28 (area average) and, for
     `omniglot`, which is drawn in black on white, inverted. For other values of a likelihood they
     stay what they are, grey or in colour. Sets without a published `validation` split give up the
-    end of `train`; see `from_images`. `omniglot` here is the original one, whose train and test hold
-    different alphabets, and not the 28 x 28 version of Burda et al. (2015).
+    end of `train`; see `from_images`. `omniglot` here is the original one, whose train and test
+    hold different alphabets, and not the 28 x 28 version of Burda et al. (2015).
 
     Args:
         name: as tensorflow-datasets spells it, `config` and `version` allowed (`emnist/letters`).
