@@ -119,7 +119,12 @@ class Config:
         None, "Passes over the training split; by default 200 for digits, 400 otherwise."
     )
     batch_size: int = _field(100, "Rows a step.")
-    learning_rate: float = _field(2e-3, "Adam's peak rate; it decays to 0 along a cosine.")
+    optimizer: str = _field(
+        "adam", "adam, adamax or adamw:weight_decay=W, each a constructor with its arguments."
+    )
+    learning_rate: float = _field(
+        2e-3, "The optimizer's peak rate; it decays to 0 along a cosine over all epochs."
+    )
     warmup: float = _field(0.0, "Part of the training over which the rate rises to its peak.")
     objective: str = _field(
         "elbo",
@@ -128,6 +133,15 @@ class Config:
     )
     kl_warmup: float = _field(
         0.1, "Part of the training over which the KL's weight rises to 1, in elbo."
+    )
+    ema: float = _field(
+        0.0,
+        "Decay of a moving average of the parameters, say 0.999, which is then validated, "
+        "evaluated and saved; 0 takes the parameters themselves.",
+    )
+    patience: int = _field(
+        0,
+        "Epochs without a better validation bound after which training ends; 0 goes through all.",
     )
     clip_norm: float = _field(0.0, "Largest global norm of the gradient; 0 does not clip.")
     seed: int = _field(0, "Seed of everything random but the data's split and binarization.")
@@ -159,7 +173,13 @@ class Config:
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
         positive = ("batch_size", "learning_rate", "nll_samples", "checkpoints_kept")
-        not_negative = ("prior_depth", "posterior_depth", "posterior_context", "clip_norm")
+        not_negative = (
+            "prior_depth",
+            "posterior_depth",
+            "posterior_context",
+            "clip_norm",
+            "patience",
+        )
         not_negative += (
             "seed",
             "data_seed",
@@ -199,12 +219,12 @@ class Config:
             )
         self._check_constructors()
         self._check_latent_shape()
-        for name in ("warmup", "kl_warmup"):
+        for name in ("warmup", "kl_warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
     def _check_constructors(self) -> None:
-        for name in ("decoder", "objective"):
+        for name in ("decoder", "objective", "optimizer"):
             try:
                 descriptions.parse(self.record()[name])
             except ValueError as error:

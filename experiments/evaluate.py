@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
             raise ValueError("--split=train has no NLL where it is binarized afresh every epoch")
         placement = sharding.Placement(sharding.make_mesh())
         rows = getattr(task.dataset, _SPLIT.value)
-        estimate = estimate_nll(task, placement, best.params, rows)
+        estimate = estimate_nll(task, placement, best.eval_params, rows)
         result = {
             "dataset": config.dataset,
             "split": _SPLIT.value,

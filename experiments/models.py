@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import optax
 
 from experiments.config import FLOWS, Config
-from led_jax import decoders, densities, descriptions, encoders, flows, likelihoods
+from led_jax import decoders, densities, descriptions, encoders, flows, likelihoods, optimizers
 from led_jax.data import Dataset
 from led_jax.flows import Flow
 from led_jax.likelihoods import Likelihood
@@ -42,15 +42,40 @@ def make_objective(config: Config, num_steps: int) -> Objective:
     return _make_named("objective", config.objective, Objective, **warm_up)
 
 
+def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
+    """What --optimizer names, under its schedule, and with --ema parameters averaged over time.
+
+    Raises:
+      ValueError: if it is no optimizer.
+    """
+
+    def make(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return _make_named(
+            "optimizer",
+            config.optimizer,
+            optax.GradientTransformation,
+            learning_rate=learning_rate,
+        )
+
+    optimizer = optimizers.scheduled(
+        make,
+        config.learning_rate,
+        num_steps,
+        warmup_steps=round(config.warmup * num_steps),
+        clip_norm=config.clip_norm or None,
+    )
+    return optimizers.averaged(optimizer, config.ema) if config.ema else optimizer
+
+
 def _make_named(flag: str, text: str, kind: type[_T], **defaults: Any) -> _T:
     """What the constructor and the arguments of a flag make, which is to be of a kind."""
     name, arguments = descriptions.parse(text)
     try:
         value = descriptions.make(name, **defaults | arguments)
     except ValueError as error:
-        raise ValueError(f"--{flag}={text} makes no {kind.__name__.lower()}: {error}") from error
+        raise ValueError(f"--{flag}={text} makes no {flag}: {error}") from error
     if not isinstance(value, kind):
-        raise ValueError(f"--{flag}={text} is no {kind.__name__.lower()}, but {value!r}")
+        raise ValueError(f"--{flag}={text} is no {flag}, but {value!r}")
     return value
 
 

@@ -83,13 +83,13 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
                 return signalled()
 
             best, log = fit(task, placement, workdir, restored, stopped)
-            estimate = estimate_nll(task, placement, best.params, task.dataset.test, stopped)
+            estimate = estimate_nll(task, placement, best.eval_params, task.dataset.test, stopped)
         if not writes:
             return {}
         check_held()
-        led_jax.save(workdir, task.led, jax.device_get(best.params))
-        draw_pictures(config, task.led, best.params, task.dataset, log["history"], workdir)
-        measured = _measured(task, placement, best.params, log, estimate)
+        led_jax.save(workdir, task.led, jax.device_get(best.eval_params))
+        draw_pictures(config, task.led, best.eval_params, task.dataset, log["history"], workdir)
+        measured = _measured(task, placement, best.eval_params, log, estimate)
         write_json(result_path, config.report() | measured._asdict() | origin)
         return read_result(config, workdir) or {}  # As a finished run's: JSON has no tuples.
 

@@ -23,7 +23,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from experiments.config import Config
-from experiments.models import build_led, make_likelihood, make_objective
+from experiments.models import build_led, make_likelihood, make_objective, make_optimizer
 from led_jax import Objective, checkpoints, data, descriptions, sharding, training
 from led_jax.data import Dataset
 from led_jax.model import LED
@@ -81,12 +81,7 @@ def make_task(config: Config) -> Task:
         config,
         dataset,
         build_led(config, dataset),
-        training.adam(
-            config.learning_rate,
-            num_steps,
-            warmup_steps=round(config.warmup * num_steps),
-            clip_norm=config.clip_norm or None,
-        ),
+        make_optimizer(config, num_steps),
         make_objective(config, num_steps),
         data.fingerprint(dataset),
     )
@@ -216,7 +211,8 @@ def fit(
     config = task.config
     resume, log = restored or (None, _new_log(task))
     resume = _share(task, resume)
-    if resume is not None and resume.epoch == config.num_epochs:
+    ends = (config.num_epochs, config.patience or None)
+    if resume is not None and training.is_finished(resume, *ends):
         return resume.best, log
     progress = resume
     with contextlib.ExitStack() as stack:
@@ -233,15 +229,17 @@ def fit(
                 batch_size=config.batch_size,
                 valid_every=max(1, config.num_epochs // 100),
                 num_epochs=config.num_epochs,
+                patience=config.patience or None,
                 placement=placement,
                 on_host=config.data_placement == "host",
                 method=config.parallel,
                 max_skipped=config.max_skipped,
                 resume=resume,
             ):
-                leave = stopped() and progress.epoch < config.num_epochs
+                finished = training.is_finished(progress, *ends)
+                leave = stopped() and not finished
                 if observe is not None:
-                    observe(progress, leave)
+                    observe(progress, leave or finished)
                 if leave:
                     raise Stopped(f"stopped after epoch {progress.epoch} of {config.num_epochs}")
         except FloatingPointError as error:
@@ -307,7 +305,7 @@ def _observer(
                 board.add_scalar(name, value, int(record["epoch"]))
             bar.set_postfix({name: f"{record[name]:.2f}" for name in ("train_elbo", "valid_elbo")})
 
-        def observe(progress: Progress, leave: bool) -> None:
+        def observe(progress: Progress, is_last: bool) -> None:
             nonlocal saved
             epoch, now = progress.epoch, time.perf_counter()
             bar.update()
@@ -321,7 +319,7 @@ def _observer(
             due = now - saved > 60 * config.checkpoint_minutes
             if config.checkpoint_epochs:
                 due |= epoch % config.checkpoint_epochs == 0
-            if due or leave or epoch == config.num_epochs:
+            if due or is_last:
                 log["saved_epoch"] = epoch
                 save(epoch, _local(trees), log)
                 saved = now

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from led_jax import optimizers
 from led_jax.data import Dataset, gather
 from led_jax.objectives import Objective, elbo
 from led_jax.sharding import AXIS, METHODS, Placement, one_device
@@ -65,6 +66,14 @@ class TrainState(NamedTuple):
     key: Array
     epoch: Array
 
+    @property
+    def eval_params(self) -> Params:
+        """The model's parameters to validate, to evaluate and to keep.
+
+        Those averaged over time, where the optimizer is `optimizers.averaged`; else `params`.
+        """
+        return optimizers.average_of(self.opt_state, (self.params, self.own))[0]
+
 
 class Progress(NamedTuple):
     """What training has come to after an epoch, and all that it needs to go on.
@@ -99,8 +108,8 @@ class Progress(NamedTuple):
 
     @property
     def params(self) -> Params:
-        """The model's parameters in the best state."""
-        return self.best.params
+        """The model's parameters in the best state, averaged where the optimizer does that."""
+        return self.best.eval_params
 
 
 def to_record(progress: Progress) -> tuple[dict[str, TrainState], dict[str, Any]]:
@@ -138,22 +147,9 @@ def adam(
     warmup_steps: int = 0,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """Adam under a linear warm-up and a cosine decay to zero.
-
-    Args:
-      learning_rate: the peak.
-      num_steps: steps until the rate is zero.
-      warmup_steps: steps until the rate is at its peak.
-      clip_norm: largest global norm of the gradient; None does not clip.
-    """
-    # Without a warm-up the first step already has the peak rate.
-    start = 0.0 if warmup_steps else learning_rate
-    schedule = optax.warmup_cosine_decay_schedule(start, learning_rate, warmup_steps, num_steps)
-    optimizer = optax.adam(schedule)
-    return (
-        optimizer
-        if clip_norm is None
-        else optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    """Adam under a linear warm-up and a cosine decay to zero: see `optimizers.scheduled`."""
+    return optimizers.scheduled(
+        optax.adam, learning_rate, num_steps, warmup_steps=warmup_steps, clip_norm=clip_norm
     )
 
 
@@ -445,6 +441,7 @@ def epochs(
     select: str = "elbo",
     valid_every: int = 1,
     num_epochs: int | None = None,
+    patience: int | None = None,
     placement: Placement | None = None,
     on_host: bool = False,
     method: str = "jit",
@@ -469,6 +466,7 @@ def epochs(
       select: name of the number in `score` whose mean selects the best state, larger is better.
       valid_every: epochs between validations; the last of `num_epochs` is always validated.
       num_epochs: the epoch to stop after; None never stops.
+      patience: epochs without a better validation score after which it stops; None never does.
       placement: the devices to train on; None takes one.
       on_host: leave the training rows in the host's memory and read them ahead of each step;
         otherwise every device holds all of them.
@@ -487,7 +485,7 @@ def epochs(
     objective = objective or elbo()
     placement = placement or one_device()
     train = dataset.train
-    _check_epochs(len(train), batch_size, valid_every, placement, on_host, method)
+    _check_epochs(len(train), batch_size, valid_every, patience, placement, on_host, method)
     epoch = _Epoch(
         model, optimizer, objective, dataset.prepare, batch_size, len(train) // batch_size
     )
@@ -512,7 +510,7 @@ def epochs(
         return *programs[skip_nonfinite](state), compile_seconds
 
     validate = _validation(model, score, dataset, placement)
-    while num_epochs is None or progress.epoch < num_epochs:
+    while not is_finished(progress, num_epochs, patience):
         start = time.perf_counter()
         state, steps, compile_seconds = run(progress.state, False)
         if not is_finite((state, steps)):
@@ -541,10 +539,19 @@ def epochs(
         yield progress
 
 
+def is_finished(progress: Progress, num_epochs: int | None, patience: int | None = None) -> bool:
+    """Whether `epochs` stops after a progress: at its last epoch, or out of patience."""
+    stalled = progress.epoch - int(progress.best.epoch)
+    return (num_epochs is not None and progress.epoch >= num_epochs) or (
+        patience is not None and stalled >= patience
+    )
+
+
 def _check_epochs(
     num_rows: int,
     batch_size: int,
     valid_every: int,
+    patience: int | None,
     placement: Placement,
     on_host: bool,
     method: str,
@@ -559,6 +566,8 @@ def _check_epochs(
         )
     if valid_every < 1:
         raise ValueError(f"epochs: valid_every must be 1 or more, got {valid_every}")
+    if patience is not None and patience < 1:
+        raise ValueError(f"epochs: patience must be 1 or more, or None, got {patience}")
     if method not in METHODS:
         raise ValueError(f"epochs: method must be one of {', '.join(METHODS)}, got {method!r}")
     if method == "pmap" and on_host:
@@ -583,7 +592,7 @@ def _validation(
 
         def batch(i: Array, rows: Array) -> dict[str, Array]:
             x = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-            return score(model, state.params, jax.random.fold_in(key, i), x)
+            return score(model, state.eval_params, jax.random.fold_in(key, i), x)
 
         whole = len(rows) // size
         batches = rows[: whole * size].reshape(whole, size, *rows.shape[1:])
@@ -639,12 +648,11 @@ def fit(
     key: Array,
     num_epochs: int,
     *,
-    patience: int | None = None,
     callback: Callable[[Progress], object] = lambda progress: None,
     resume: Progress | None = None,
     **options: Any,
 ) -> Progress:
-    """Trains for a number of epochs, or until the validation score stops rising.
+    """Trains for a number of epochs, or with `patience` until the validation score stops rising.
 
     Args:
       model: what to train.
@@ -652,7 +660,6 @@ def fit(
       dataset: what to train and to validate on.
       key: PRNG key of the run.
       num_epochs: epochs in all, those of `resume` included.
-      patience: epochs without a better validation score after which it stops; None never does.
       callback: called with each epoch's `Progress`, say for a progress bar.
       resume: what an earlier call returned, to go on from there.
       **options: as in `epochs`.
@@ -671,7 +678,5 @@ def fit(
         model, optimizer, dataset, key, num_epochs=num_epochs, resume=resume, **options
     ):
         callback(progress)
-        if patience is not None and progress.epoch - int(progress.best.epoch) >= patience:
-            break
     assert progress is not None  # One epoch at least has been trained, here or before.
     return progress

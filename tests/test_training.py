@@ -11,7 +11,18 @@ from support import KEY, assert_trees_equal
 from support.linear_gaussian import LED_MODEL, S, Truth
 from support.linear_gaussian import data as gaussian_data
 
-from led_jax import LED, Elbo, Objective, decoders, densities, encoders, flows, objectives, training
+from led_jax import (
+    LED,
+    Elbo,
+    Objective,
+    decoders,
+    densities,
+    encoders,
+    flows,
+    objectives,
+    optimizers,
+    training,
+)
 from led_jax.data.dataset import Dataset, binarize, cast
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
@@ -509,6 +520,27 @@ def test_fit_stops_when_the_score_no_longer_rises():
         **scores_of([1.0, 3.0, 2.0, 4.0, 0.0, 0.0, 9.0, 9.0, 9.0]),
     )
     assert end.epoch == 6 and int(end.best.epoch) == 4
+    options = {"patience": 2, "batch_size": 2, "valid": rows}
+    assert run_toy(Toy(), 9, rows, optimizer=optax.sgd(1.0), resume=end, **options) == []
+
+
+def test_parameters_averaged_over_time_are_validated_and_kept():
+    """Toy's parameter is -t after t unit steps; its own average follows from the weights."""
+    rows = np.zeros((4, 1), np.uint8)
+    optimizer = optimizers.averaged(optax.sgd(1.0), decay=0.9)
+    options = {"valid": rows, "batch_size": 2, "optimizer": optimizer}
+    first, second = run_toy(Toy(), 2, rows, **options)
+    steps = np.arange(1, 5)
+    for progress, t in ((first, 2), (second, 4)):
+        expected = -np.average(steps[:t], weights=0.9 ** (t - steps[:t]))
+        assert float(progress.state.params) == -t
+        assert float(progress.state.eval_params) == pytest.approx(expected, rel=1e-5)
+        assert progress.history[-1]["valid_log_posterior"] == pytest.approx(expected, rel=1e-5)
+    assert second.params == second.best.eval_params != second.best.params
+    (again,) = run_toy(Toy(), 2, rows, resume=first, **options)
+    assert_trees_equal(again.state, second.state)
+    with pytest.raises(ValueError, match=r"averaged: decay must be in \[0, 1\), got 1"):
+        optimizers.averaged(optax.sgd(1.0), 1)
 
 
 @pytest.mark.parametrize(
@@ -516,6 +548,7 @@ def test_fit_stops_when_the_score_no_longer_rises():
     [
         ({"batch_size": 5}, "batch_size must be from 1 to the 4 training rows, got 5"),
         ({"batch_size": 0}, "batch_size must be from 1 to the 4 training rows, got 0"),
+        ({"patience": 0}, "patience must be 1 or more, or None, got 0"),
         ({"valid_every": 0}, "valid_every must be 1 or more, got 0"),
         ({"method": "pjit"}, "method must be one of jit, pmap, got 'pjit'"),
         ({"method": "pmap", "on_host": True}, "method='pmap' needs the data on the devices"),

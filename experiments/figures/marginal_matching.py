@@ -95,13 +95,13 @@ def measure(
     draw_key, image_key, bound_key, covariance_key = jax.random.split(key, 4)
     with tqdm.tqdm(total=num_samples, unit="draw", desc=f"L_prior {config.prior_depth}") as bar:
         terms = estimators.marginal_matching(
-            led, best.params, draw_key, dataset.train, num_samples, progress=bar.update
+            led, best.eval_params, draw_key, dataset.train, num_samples, progress=bar.update
         )
     rows = jnp.asarray(dataset.train)
-    bound = bound_of_all(led, best.params, bound_key, rows)
+    bound = bound_of_all(led, best.eval_params, bound_key, rows)
     # From one draw a row the entropy is too low by about D (D + 1) / 4N nats.
     draws = map(
-        partial(jax.jit(led.encode), best.params, x=rows.astype(jnp.float32)),
+        partial(jax.jit(led.encode), best.eval_params, x=rows.astype(jnp.float32)),
         jax.random.split(covariance_key, NUM_COVARIANCE_DRAWS),
     )
     covariance = np.mean([np.cov(np.asarray(z).reshape(len(rows), -1).T) for z in draws], 0)
@@ -131,7 +131,7 @@ def measure(
         "run": to_command(config),
     }
     shown = rows[:: len(rows) // NUM_IMAGES][:NUM_IMAGES].astype(jnp.float32)
-    decoded = decode(led, best.params, image_key, shown)
+    decoded = decode(led, best.eval_params, image_key, shown)
     first, second = (np.asarray(half).reshape(-1, *dataset.image_shape) for half in decoded)
     return result, (first, second)
 

@@ -11,7 +11,7 @@ from support import KEY
 from support.linear_gaussian import LED_MODEL, Truth, data
 
 from experiments.config import Config
-from experiments.models import build_led, make_objective
+from experiments.models import build_led, make_objective, make_optimizer
 from experiments.sweep import TABLES
 from led_jax.data import Dataset
 
@@ -65,3 +65,16 @@ def test_the_flag_names_an_objective():
         loss, metrics = objective.loss(LED_MODEL, params, (), KEY, x, jnp.asarray(step))
         kl = metrics["log_posterior"] - metrics["log_prior"]
         np.testing.assert_allclose(loss, weight * kl - metrics["log_likelihood"], rtol=1e-5)
+
+
+def test_the_flag_names_an_optimizer():
+    """The first step of each, at a constant gradient, against the papers' rules."""
+    params, gradient = jnp.array([2.0, -1.0]), jnp.array([0.5, -3.0])
+    for text, expected in {
+        "adam": -np.sign(gradient),
+        "adamw:weight_decay=0.1": -np.sign(gradient) - 0.1 * params,
+        "adamax:b1=0.5": -np.sign(gradient),
+    }.items():
+        optimizer = make_optimizer(Config(optimizer=text, learning_rate=0.01), 100)
+        updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        np.testing.assert_allclose(updates, 0.01 * expected, rtol=1e-5)

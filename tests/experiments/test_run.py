@@ -67,6 +67,28 @@ def test_the_best_state_is_saved_as_a_model(finished):
     assert_trees_equal(params, jax.device_put(best_params(TINY, workdir)))
 
 
+def test_averaged_parameters_are_scored_and_saved_and_patience_ends_a_run(tmp_path):
+    """At a rate this low the bound's noise alone moves it, so that it soon stops rising."""
+    config = dataclasses.replace(
+        TINY, epochs=50, learning_rate=1e-6, optimizer="adamw:weight_decay=0.1", ema=0.9, patience=2
+    )
+    result = run(config, tmp_path)
+    assert from_command(result["command"]).record() == config.record()
+    history = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(history) == result["best_epoch"] + 2 < 50
+    task, best = load_run(config, tmp_path)
+    _, params = led_jax.load(tmp_path)
+    assert_trees_equal(params, jax.device_put(best.eval_params))
+    scored = run_module.estimate_nll(
+        task, trainer.make_placement(config), params, task.dataset.test
+    )
+    assert scored.nll == result["nll"]
+    # Its end is on record: going on trains no further.
+    (tmp_path / "result.json").unlink()
+    again = run(config, tmp_path)
+    assert {**again, "date": ""} == {**result, "date": ""}
+
+
 def test_a_finished_run_is_not_run_again(finished, monkeypatch):
     workdir, result = finished
     monkeypatch.setattr(run_module, "fit", None)

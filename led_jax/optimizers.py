@@ -1,0 +1,109 @@
+"""Optimizers by name, their schedule, and parameters averaged over time: optax transformations."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from led_jax.descriptions import constructor
+
+Params = Any
+
+adam = constructor(optax.adam)
+adamw = constructor(optax.adamw)
+adamax = constructor(optax.adamax)
+
+
+def scheduled(
+    make: Callable[..., optax.GradientTransformation],
+    learning_rate: float,
+    num_steps: int,
+    *,
+    warmup_steps: int = 0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """An optimizer under a linear warm-up and a cosine decay to zero.
+
+    Args:
+      make: the optimizer of a learning rate, which may be a schedule: `adamw`, say, or
+        `partial(adamw, weight_decay=0.1)`.
+      learning_rate: the peak.
+      num_steps: steps until the rate is zero.
+      warmup_steps: steps until the rate is at its peak.
+      clip_norm: largest global norm of the gradient; None does not clip.
+    """
+    # Without a warm-up the first step already has the peak rate.
+    start = 0.0 if warmup_steps else learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(start, learning_rate, warmup_steps, num_steps)
+    if clip_norm is None:
+        return make(schedule)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), make(schedule))
+
+
+class AveragedState(NamedTuple):
+    """The state of `averaged`.
+
+    Attributes:
+      inner: the optimizer's own state.
+      count: number of updates, an int32 scalar.
+      average: of the parameters, like them.
+    """
+
+    inner: optax.OptState
+    count: Array
+    average: Params
+
+
+def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """An optimizer that keeps an average over time of the parameters beside them.
+
+    After t updates the average is that of the parameters after each of them, with weights
+    proportional to decay^(t - s) for the s-th: a moving average without the start's share. Polyak
+    and Juditsky (1992). The updates are the optimizer's own; `average_of` reads the average.
+
+    >>> optimizer = averaged(optax.sgd(1.0), decay=0.5)
+    >>> state = optimizer.init(jnp.zeros(()))
+    >>> _, state = optimizer.update(jnp.array(-3.0), state, jnp.zeros(()))  # To 3,
+    >>> _, state = optimizer.update(jnp.array(-3.0), state, jnp.array(3.0))  # and to 6.
+    >>> float(average_of(state, None))
+    5.0
+
+    Args:
+      optimizer: what makes the updates.
+      decay: how fast the weights fall, say 0.999; 0 gives the parameters themselves.
+
+    Raises:
+      ValueError: if decay is not in [0, 1).
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"averaged: decay must be in [0, 1), got {decay}")
+
+    def init(params: Params) -> AveragedState:
+        return AveragedState(optimizer.init(params), jnp.zeros((), jnp.int32), params)
+
+    def update(
+        gradient: Params, state: optax.OptState, params: Params | None = None
+    ) -> tuple[Params, AveragedState]:
+        assert isinstance(state, AveragedState)
+        updates, inner = optimizer.update(gradient, state.inner, params)
+        count = state.count + 1
+        weight = (1 - decay) / (1 - decay**count)
+
+        def mix(average: Array, param: Array, update: Array) -> Array:
+            new = param + update.astype(param.dtype)
+            return average + weight.astype(average.dtype) * (new - average)
+
+        return updates, AveragedState(
+            inner, count, jax.tree.map(mix, state.average, params, updates)
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def average_of(opt_state: optax.OptState, params: Params) -> Params:
+    """The average that `averaged` keeps in an optimizer's state; else `params`."""
+    states = jax.tree.leaves(opt_state, is_leaf=lambda state: isinstance(state, AveragedState))
+    return next((s.average for s in states if isinstance(s, AveragedState)), params)
