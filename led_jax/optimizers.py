@@ -85,10 +85,10 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
         return AveragedState(optimizer.init(params), jnp.zeros((), jnp.int32), params)
 
     def update(
-        gradient: Params, state: optax.OptState, params: Params | None = None
+        updates: Params, state: optax.OptState, params: Params | None = None
     ) -> tuple[Params, AveragedState]:
         assert isinstance(state, AveragedState)
-        updates, inner = optimizer.update(gradient, state.inner, params)
+        updates, inner = optimizer.update(updates, state.inner, params)
         count = state.count + 1
         weight = (1 - decay) / (1 - decay**count)
 

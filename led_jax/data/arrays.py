@@ -152,8 +152,9 @@ def from_grey(
             key: bernoulli(splits[key], 255, seed=seed, stream=stream)
             for stream, key in enumerate(SPLITS)
         }
+    train, valid, test = (splits[key] for key in SPLITS)
     prepare = binarize if dynamic else cast
-    return from_arrays(**splits, name=name, seed=seed, values=values, prepare=prepare)
+    return from_arrays(train, valid, test, name=name, seed=seed, values=values, prepare=prepare)
 
 
 def split_rows(rows: np.ndarray, ends: Sequence[int], seed: int) -> dict[str, np.ndarray]:
