@@ -161,7 +161,7 @@ CASES = [
         ("--objective=bernoulli", "--objective=bernoulli is no objective"),
         ("--objective=vae", "--objective=vae is no constructor"),
         ("--optimizer=adamw:decay=1", "--optimizer=adamw:decay=1 is no constructor"),
-        ("--optimizer=stl", "--optimizer=stl is no optimizer, but stl()"),
+        ("--optimizer=stl", "--optimizer=stl makes no optimizer: stl has no argument"),
         ("--ema=1", "--ema must be in [0, 1), got 1.0"),
         ("--patience=-1", "--patience must be 0 or more, got -1"),
         ("--prior_depth=-1", "--prior_depth must be 0 or more, got -1"),
