@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
-from support import KEY, normal, randomise
+from support import KEY, normal, random_params, randomise
 from support.cases import smooth_made, smooth_mlp
 
 from led_jax import densities, flows
@@ -65,7 +65,7 @@ def set_max_unroll(monkeypatch, depth):
     monkeypatch.setattr(base, "MAX_UNROLL", dict.fromkeys(base.MAX_UNROLL, depth))
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+@pytest.mark.parametrize("depth", [1, 2, 5])
 def test_a_stack_unrolled_or_scanned_equals_the_chain_of_its_layers(monkeypatch, depth):
     flow, chained = flows.repeat(layer(), depth), flows.chain(*[layer()] * depth)
     x, context = normal((4, 3)), normal((4, 2))
@@ -95,7 +95,7 @@ def test_a_stack_unrolled_or_scanned_equals_the_chain_of_its_layers(monkeypatch,
 def test_both_modes_and_second_derivatives_with_respect_to_a_stacks_parameters(x64):
     flow = flows.repeat(layer(), 2)
     x, context = normal((3,)), normal((2,))
-    params = randomise(jax.jit(flow.init)(KEY, x, context))
+    params = random_params(flow.init, x, context)
 
     def log_density(scale, shift):
         moved = jax.tree.map(lambda p: p * scale + shift, params)
@@ -280,9 +280,9 @@ def test_any_depth_size_and_batch_goes_there_and_back(depth, dim, batch, seed):
     one = flows.chain(flows.autoregressive(smooth_made((4,))), flows.reverse(), flows.actnorm())
     flow = flows.repeat(one, depth)
     x = normal((*batch, dim), seed)
-    params = randomise(flow.init(jax.random.key(seed), x), seed=seed)
-    y, log_det = flow.apply(params, x)
-    again, log_det_back = flow.inverse(params, y)
+    params = random_params(flow.init, x, seed=seed)
+    y, log_det = jax.jit(flow.apply)(params, x)
+    again, log_det_back = jax.jit(flow.inverse)(params, y)
     assert log_det.shape == log_det_back.shape == tuple(batch)
     np.testing.assert_allclose(again, x, atol=1e-4)
     np.testing.assert_allclose(log_det_back, -log_det, atol=1e-4)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import KEY, layers_of, normal, randomise, run_python
+from support import layers_of, normal, random_params, run_python
 from support.cases import smooth_mlp
 
 from led_jax import flows
@@ -56,7 +56,7 @@ def test_real_nvp_is_a_chain_of_couplings(event_shape, kind, depth, context_dim)
     flow = flows.real_nvp(event_shape, depth, mask=kind, seed=3, **kwargs)
     x = normal((4, *event_shape))
     context = None if context_dim is None else normal((4, context_dim))
-    params = randomise(flow.init(KEY, x, context))
+    params = random_params(flow.init, x, context)
     orders = [layer_order(event_shape, i, kind, 3) for i in range(depth)]
     entries = np.arange(np.prod(event_shape)).reshape(event_shape)
     masks = [np.isin(entries, passing) for passing, _ in orders]
@@ -70,8 +70,9 @@ def test_real_nvp_is_a_chain_of_couplings(event_shape, kind, depth, context_dim)
         ((), in_ascending_order(p, *order), ()) for p, order in zip(layers, orders, strict=True)
     )
     for direction in ("apply", "inverse"):
-        y, log_det = getattr(flow, direction)(params, x, context)
-        expected_y, expected_log_det = getattr(chain, direction)(chain_params, x, context)
+        y, log_det = jax.jit(getattr(flow, direction))(params, x, context)
+        expected = jax.jit(getattr(chain, direction))(chain_params, x, context)
+        expected_y, expected_log_det = expected
         np.testing.assert_allclose(y, expected_y, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
 
@@ -81,7 +82,7 @@ def test_real_nvp_equals_distrax(dim, depth):
     distrax = pytest.importorskip("distrax")
     flow = flows.real_nvp((dim,), depth, hidden=(7,))
     x = normal((4, dim))
-    params = randomise(flow.init(KEY, x))
+    params = random_params(flow.init, x)
 
     def layer(i, params):
         passing, rest = layer_order((dim,), i)
@@ -104,8 +105,8 @@ def test_real_nvp_equals_distrax(dim, depth):
         (flow.apply, chain.forward_and_log_det),
         (flow.inverse, chain.inverse_and_log_det),
     ]:
-        y, log_det = ours(params, x)
-        expected_y, expected_log_det = theirs(x)
+        y, log_det = jax.jit(ours)(params, x)
+        expected_y, expected_log_det = jax.jit(theirs)(x)
         np.testing.assert_allclose(y, expected_y, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
 
@@ -115,11 +116,11 @@ def test_coupling_passes_what_the_mask_marks(mask):
     mask = np.array(mask)
     flow = flows.coupling(mask, smooth_mlp())
     x = normal((3,))
-    params = randomise(flow.init(KEY, x))
+    params = random_params(flow.init, x)
     for direction in (flow.apply, flow.inverse):
-        y, _ = direction(params, x)
+        y, _ = jax.jit(direction)(params, x)
         np.testing.assert_array_equal(y[mask], x[mask])
-        jacobian = jax.jacfwd(lambda x, f=direction: f(params, x)[0])(x)
+        jacobian = jax.jit(jax.jacfwd(lambda x, f=direction: f(params, x)[0]))(x)
         expected = np.eye(3, dtype=bool) | (~mask[:, None] & mask)
         np.testing.assert_array_equal(jacobian != 0, expected)
 
@@ -128,7 +129,7 @@ def test_coupling_of_maps_passes_what_the_mask_marks():
     mask = flows.checkerboard((3, 3, 2))
     flow = flows.coupling(mask, flows.convnet(mask.shape, (4,), activation=jnp.tanh))
     x = normal(mask.shape)
-    params = randomise(jax.jit(flow.init)(KEY, x))
+    params = random_params(flow.init, x)
     passes = mask.ravel()
     for direction in (flow.apply, flow.inverse):
         y, _ = jax.jit(direction)(params, x)
@@ -144,7 +145,7 @@ def test_real_nvp_of_maps_is_a_chain_of_couplings(mask):
     network = partial(flows.convnet, event_shape)
     flow = flows.real_nvp(event_shape, depth, (4,), mask, seed=3, conditioner=network)
     x = normal((2, *event_shape))
-    params = randomise(jax.jit(flow.init)(KEY, x))
+    params = random_params(flow.init, x)
     first = [
         {
             "random": lambda i=i: flows.random_half(event_shape, 3 + i // 2),
@@ -167,15 +168,16 @@ def test_real_nvp_of_maps_is_a_chain_of_couplings(mask):
 def test_two_layers_reach_every_entry(dim, depth):
     flow = flows.real_nvp((dim,), depth, hidden=(9,))
     x = normal((dim,))
-    y, _ = flow.apply(randomise(flow.init(KEY, x)), x)
+    y, _ = jax.jit(flow.apply)(random_params(flow.init, x), x)
     assert np.all(np.abs(y - x) > 1e-6)
 
 
 def test_seed_sets_the_random_masks():
     x = normal((20,))
-    params = flows.real_nvp((20,), 2).init(KEY, x)
-    params = randomise(params)
-    outputs = [flows.real_nvp((20,), 2, seed=seed).apply(params, x)[0] for seed in (0, 0, 1)]
+    params = random_params(flows.real_nvp((20,), 2).init, x)
+    outputs = [
+        jax.jit(flows.real_nvp((20,), 2, seed=seed).apply)(params, x)[0] for seed in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert np.abs(outputs[2] - outputs[0]).max() > 0.1
 
@@ -193,11 +195,11 @@ np.save(sys.argv[2], np.column_stack(flow.apply(params, x)))
 """
     flow = flows.real_nvp((9,), 6, hidden=(8,))
     x = jnp.linspace(-2, 2, 27, dtype=jnp.float32).reshape(3, 9)
-    params = randomise(flow.init(KEY, x))
+    params = random_params(flow.init, x)
     np.savez(tmp_path / "params.npz", *jax.tree.leaves(params))
     run_python(code, tmp_path / "params.npz", tmp_path / "y.npy")
     # Rounding may differ with how the two processes compile; other masks would give other numbers.
-    expected = np.column_stack(flow.apply(params, np.asarray(x)))
+    expected = np.column_stack(jax.jit(flow.apply)(params, x))
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-3, atol=1e-3)
 
 

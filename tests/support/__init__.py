@@ -26,10 +26,11 @@ def randomise(params, scale=0.3, seed=7):
     return jax.tree.map(add_noise, params)
 
 
-def random_params(init, *args, scale=0.3):
+def random_params(init, *args, scale=0.3, seed=7):
     """Noise in the shapes of fresh parameters, whose own values would take compiling."""
     shapes = jax.eval_shape(init, KEY, *args)
-    return randomise(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), scale)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return randomise(zeros, scale, seed)
 
 
 def normal(shape, seed=1, dtype=None):
