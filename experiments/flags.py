@@ -17,7 +17,9 @@ _PROGRAM = "python -m experiments.train"
 
 def start(argv: list[str]) -> None:
     """What every binary does first: it quietens logs and refuses stray arguments."""
-    logging.set_verbosity(logging.WARNING)  # The checkpointing library reports every file.
+    logging.set_verbosity(logging.WARNING)
+    # The checkpointing library reports every file, and errors with a traceback from every thread.
+    logging.get_absl_logger().setLevel("CRITICAL")
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
 

@@ -9,10 +9,12 @@ import optax
 from experiments.config import FLOWS, Config
 from led_jax import decoders, densities, descriptions, encoders, flows, likelihoods, optimizers
 from led_jax.data import Dataset
+from led_jax.densities import Density
 from led_jax.flows import Flow
 from led_jax.likelihoods import Likelihood
 from led_jax.model import LED
 from led_jax.objectives import Objective
+from led_jax.priors import Prior
 
 _T = TypeVar("_T")
 
@@ -79,17 +81,17 @@ def _make_named(flag: str, text: str, kind: type[_T], **defaults: Any) -> _T:
     return value
 
 
-def build_led(config: Config, dataset: Dataset) -> LED:
-    """The model of a configuration for a data set's images.
+def make_flows(config: Config) -> tuple[Flow, Density | Prior]:
+    """The posterior's flow and the prior that a configuration names.
 
     Raises:
       ValueError: if --prior or --posterior is not what a constructor takes.
     """
     latent_shape = config.latent_shape or (config.latent_size,)
-    # The context is a vector, of maps too.
-    context_dim = config.posterior_context * math.prod(config.latent_shape[:2]) or None
     # The seed gives the posterior other masks than the prior's.
-    posterior, _ = _make(config, "posterior", latent_shape, context_dim=context_dim, seed=1000)
+    posterior, _ = _make(
+        config, "posterior", latent_shape, context_dim=_context_dim(config), seed=1000
+    )
     if not isinstance(posterior, Flow):
         raise ValueError(f"--posterior={config.posterior} is no flow, but {posterior!r}")
     prior, scores = _make(config, "prior", latent_shape)
@@ -97,6 +99,17 @@ def build_led(config: Config, dataset: Dataset) -> LED:
         # Training scores z under the prior: that takes the direction without a loop or a root find.
         flow = prior if scores else flows.invert(prior)
         prior = densities.transformed(densities.standard_normal(latent_shape), flow)
+    return posterior, prior
+
+
+def build_led(config: Config, dataset: Dataset) -> LED:
+    """The model of a configuration for a data set's images.
+
+    Raises:
+      ValueError: as `make_flows`, or if the network does not take the images.
+    """
+    posterior, prior = make_flows(config)
+    context_dim = _context_dim(config)
     weight_norm = config.weight_norm
     likelihood = make_likelihood(config)
     if likelihood == likelihoods.bernoulli():
@@ -128,6 +141,11 @@ def build_led(config: Config, dataset: Dataset) -> LED:
         prior=prior,
         decoder=decoder,
     )
+
+
+def _context_dim(config: Config) -> int | None:
+    """Entries of the posterior's context: a vector, where z has maps, too."""
+    return config.posterior_context * math.prod(config.latent_shape[:2]) or None
 
 
 def _grey(dataset: Dataset) -> tuple[int, int]:

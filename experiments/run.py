@@ -17,17 +17,8 @@ import led_jax
 from experiments import plots, provenance
 from experiments.config import Config
 from experiments.flags import to_command
-from experiments.trainer import (
-    Log,
-    Stopped,
-    Task,
-    fit,
-    make_placement,
-    make_task,
-    restore,
-    stop_on_signal,
-    stream,
-)
+from experiments.signals import Stop, Stopped
+from experiments.trainer import Log, Task, fit, make_placement, make_task, restore, stream
 from experiments.workdir import check_workdir, hold, read_json, write_config, write_json
 from led_jax import estimators, sharding
 from led_jax.data import Dataset
@@ -36,13 +27,15 @@ from led_jax.sharding import Placement
 from led_jax.training import TrainState
 
 
-def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict[str, Any]:
     """Trains one configuration, or goes on where it stopped, and evaluates its best state.
 
     Args:
       config: the run.
       workdir: directory of the run; a finished one is not run again. Where there are several
         processes, the first one alone reads and writes it.
+      stop: from `stop_on_signal`, which ends the process in one of these calls; None leaves signals
+        as they are.
 
     Returns:
       The run's result, as in `workdir / "result.json"`; nothing in other processes than the first.
@@ -52,8 +45,10 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         another process has another one; or if another process writes to `workdir`.
       FileNotFoundError: if `workdir` is removed, renamed or replaced meanwhile.
       FloatingPointError: if too many updates, or the validation's bound, are not finite.
-      Stopped: if SIGTERM or SIGINT came. The state is saved.
+      Stopped: if a signal came to one of several processes. The state is saved.
     """
+    stop = stop or Stop()
+    stop.save = lambda: "stopped before training"
     command = to_command(config)
     if sharding.broadcast(_digest(command)) != _digest(command):
         raise ValueError(
@@ -69,21 +64,30 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     if sharding.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
         return result or {}
     origin = provenance.origin(command)  # Of the code that runs, whatever is committed meanwhile.
-    task, placement = make_task(config), make_placement(config)
+    placement, task = make_placement(config), make_task(config)
+    if sharding.broadcast(_digest(task.fingerprint)) != _digest(task.fingerprint):
+        raise ValueError(
+            f"process {jax.process_index()} has other data than the first one: --dataset="
+            f"{config.dataset} has the SHA-256 {task.fingerprint[:12]}... there"
+        )
     with hold(workdir) if writes else contextlib.nullcontext(lambda: None) as check_held:
         restored = None
         if writes:
             check_workdir(config, workdir)  # Again: only from here on does it stay as it is.
             restored = restore(task, workdir)
             write_config(config, workdir)
-        with stop_on_signal() as signalled:
+        best, log = fit(task, placement, workdir, restored, check_held, stop)
+        trained = "stopped after training, in the estimation of the NLL"
+        stop.save = lambda: trained
 
-            def stopped() -> bool:
-                check_held()
-                return signalled()
+        def between_batches() -> None:
+            check_held()
+            if stop.agreed():
+                raise Stopped(trained)
 
-            best, log = fit(task, placement, workdir, restored, stopped)
-            estimate = estimate_nll(task, placement, best.eval_params, task.dataset.test, stopped)
+        estimate = estimate_nll(
+            task, placement, best.eval_params, task.dataset.test, between_batches
+        )
         if not writes:
             return {}
         check_held()
@@ -188,20 +192,15 @@ def estimate_nll(
     placement: Placement,
     params: Any,
     split: np.ndarray,
-    stopped: Callable[[], bool] = lambda: False,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> estimators.NLL:
-    """The importance-sampled NLL of a split, with a progress bar.
-
-    Raises:
-      Stopped: if it is to stop.
-    """
+    """The importance-sampled NLL of a split, with a progress bar."""
     config, writes = task.config, jax.process_index() == 0
     with tqdm.tqdm(total=len(split), unit="image", desc="nll", disable=not writes) as bar:
 
         def progress(rows: int) -> None:
             bar.update(rows)
-            if stopped():
-                raise Stopped("stopped after training, in the estimation of the NLL")
+            between_batches()
 
         return estimators.nll(
             task.led,

@@ -27,8 +27,8 @@ from experiments import distributed, plots
 from experiments.config import Config
 from experiments.flags import from_command, required_workdir, start
 from experiments.run import run
-from experiments.trainer import Stopped
-from experiments.workdir import check_path, read_json, write_json
+from experiments.signals import Stop, stop_on_signal
+from experiments.workdir import check_path, hold, read_json, write_json
 
 
 class Cell(NamedTuple):
@@ -114,7 +114,11 @@ flags.DEFINE_string("workdir", "", "Directory of the sweep.")
 
 
 def sweep(
-    table: dict[str, list[Cell]], seeds: list[int], workdir: pathlib.Path, **overrides: Any
+    table: dict[str, list[Cell]],
+    seeds: list[int],
+    workdir: pathlib.Path,
+    stop: Stop | None = None,
+    **overrides: Any,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Trains every cell of a table with every seed.
 
@@ -124,6 +128,7 @@ def sweep(
       table: cells by column; a cell that stands in several columns is trained once.
       seeds: seeds of each cell.
       workdir: directory with one run's directory for each cell and seed.
+      stop: as in `run`.
       **overrides: fields of `Config` to set in every cell.
 
     Returns:
@@ -140,7 +145,7 @@ def sweep(
     for name, (cell, config, columns) in runs.items():
         tqdm.tqdm.write(f"== {name}", file=sys.stderr)
         try:
-            result = run(config, workdir / name)
+            result = run(config, workdir / name, stop)
         except (*distributed.ERRORS, jax.errors.JaxRuntimeError) as error:
             if jax.process_count() > 1:
                 raise
@@ -228,7 +233,7 @@ def main(argv: list[str]) -> None:
     """Trains what the flags name."""
     start(argv)
     workdir = required_workdir()
-    with distributed.processes():
+    with distributed.processes(), stop_on_signal("to go on, give the same command again") as stop:
         check_path(workdir)
         table = _select(_TABLE.value, _COLUMNS.value)
         seeds = _parse_seeds(_SEEDS.value)
@@ -237,14 +242,11 @@ def main(argv: list[str]) -> None:
             overrides["epochs"] = _EPOCHS.value
         if _NLL_SAMPLES.value:
             overrides["nll_samples"] = _NLL_SAMPLES.value
-        try:
-            results, failed = sweep(table, seeds, workdir, **overrides)
-        except Stopped as stopped:
-            print(f"{stopped}; to go on, give the same command again", file=sys.stderr)
-            return
+        results, failed = sweep(table, seeds, workdir, stop, **overrides)
         total = len(results) + len(failed)
         if jax.process_index() == 0 and results:
-            results = _write(_TABLE.value, results, workdir)
+            with hold(workdir, wait=True):  # Another sweep may write its columns.
+                results = _write(_TABLE.value, results, workdir)
             print(json.dumps({"table": _TABLE.value, "results": results}))
         if failed:
             raise ValueError(f"{len(failed)} of {total} runs failed: {', '.join(failed)}")

@@ -10,7 +10,6 @@ The last line on standard output is one JSON object, also in WORKDIR/result.json
 import datetime
 import json
 import pathlib
-import sys
 
 import jax
 from absl import app, flags
@@ -18,7 +17,7 @@ from absl import app, flags
 from experiments import distributed
 from experiments.flags import config_from_flags, define_flags, start
 from experiments.run import run
-from experiments.trainer import Stopped
+from experiments.signals import stop_on_signal
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Directory of the run; empty: a new one under runs/. An unfinished one goes on."
@@ -30,15 +29,9 @@ def main(argv: list[str]) -> None:
     start(argv)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = pathlib.Path(_WORKDIR.value or f"runs/train-{stamp}").expanduser()
-    with distributed.processes():
-        try:
-            result = run(config_from_flags(workdir), workdir)
-        except Stopped as stopped:
-            print(
-                f"{stopped}; to go on: python -m experiments.train --workdir={workdir}",
-                file=sys.stderr,
-            )
-            return
+    advice = f"to go on: python -m experiments.train --workdir={workdir}"
+    with distributed.processes(), stop_on_signal(advice) as stop:
+        result = run(config_from_flags(workdir), workdir, stop)
         if jax.process_index() == 0:
             print(json.dumps(result))
 

@@ -1,13 +1,8 @@
-"""Training of one run: `training.epochs` with files, a progress bar and signals around it."""
+"""Training of one run: `training.epochs` with files and a progress bar around it."""
 
 import contextlib
 import json
-import os
 import pathlib
-import signal
-import socket
-import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,10 +15,17 @@ import optax
 import tensorboardX
 import tqdm
 from jax import Array
-from jax.experimental import multihost_utils
 
 from experiments.config import Config
-from experiments.models import build_led, make_likelihood, make_objective, make_optimizer
+from experiments.models import (
+    build_led,
+    make_flows,
+    make_likelihood,
+    make_objective,
+    make_optimizer,
+)
+from experiments.signals import Stop, Stopped
+from experiments.workdir import naming
 from led_jax import Objective, checkpoints, data, descriptions, sharding, training
 from led_jax.data import Dataset
 from led_jax.model import LED
@@ -33,10 +35,6 @@ from led_jax.training import Progress, TrainState
 CHECKPOINTS = "checkpoints"
 
 Log = dict[str, Any]
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; all that it needs to go on is on disk."""
 
 
 class Task(NamedTuple):
@@ -62,13 +60,18 @@ def make_task(config: Config) -> Task:
     Raises:
       ValueError: if the data are not what they should be, or too few for a batch.
     """
+    likelihood = make_likelihood(config)
+    # What cannot be is refused before the data are loaded. The number of steps does not matter yet.
+    make_flows(config)
+    make_optimizer(config, 1000)
+    make_objective(config, 1000)
     dataset = data.load(
         config.dataset,
         data_dir=config.data_dir or None,
         binarize=config.binarize,
         seed=config.data_seed,
         split=config.split_parts,
-        values=make_likelihood(config).values,
+        values=likelihood.values,
     )
     steps_per_epoch = len(dataset.train) // config.batch_size
     if not steps_per_epoch:
@@ -138,56 +141,13 @@ def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
     return training.from_record(found.trees, log), log
 
 
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM or SIGINT has come to any of the processes.
-
-    The first signal only leaves a note; the second one ends the process at once. All processes must
-    call the function alike.
-    """
-    received: list[int] = []
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-
-    def watch() -> None:
-        while number := reader.recv(1):
-            if number[0] not in previous:
-                continue
-            if received:
-                os._exit(128 + number[0])
-            received.append(number[0])
-            print("stopping as soon as the state is saved", file=sys.stderr, flush=True)
-
-    def stopped() -> bool:
-        if jax.process_count() == 1:
-            return bool(received)
-        return bool(multihost_utils.process_allgather(np.array(bool(received))).any())
-
-    # A thread listens: the main one comes to no handler while it compiles or waits for a device.
-    previous = {
-        number: signal.signal(number, lambda number, frame: None)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    previous_fd = signal.set_wakeup_fd(writer.fileno())
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield stopped
-    finally:
-        signal.set_wakeup_fd(previous_fd)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        writer.close()
-        watcher.join()
-        reader.close()
-
-
 def fit(
     task: Task,
     placement: Placement,
     workdir: pathlib.Path,
     restored: tuple[Progress, Log] | None,
-    stopped: Callable[[], bool],
+    check_held: Callable[[], None],
+    stop: Stop,
 ) -> tuple[TrainState, Log]:
     """Trains from a checkpoint, or from scratch.
 
@@ -198,7 +158,8 @@ def fit(
       placement: the devices to train on.
       workdir: directory of the run.
       restored: what `restore` found there.
-      stopped: whether to stop after the epoch at hand.
+      check_held: called before files are written; raises if they would be at the wrong place.
+      stop: what a signal stops, between epochs or within one.
 
     Returns:
       The state with the best validation ELBO, and the log: what `training.to_record` gives of the
@@ -206,7 +167,7 @@ def fit(
 
     Raises:
       FloatingPointError: if too many updates, or the validation's bound, are not finite.
-      Stopped: after saving, if it is to stop.
+      Stopped: after saving, if several processes are to stop.
     """
     config = task.config
     resume, log = restored or (None, _new_log(task))
@@ -218,7 +179,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         observe = None
         if jax.process_index() == 0:
-            observe = stack.enter_context(_observer(task, workdir, log))
+            observe = stack.enter_context(_observer(task, workdir, log, check_held, stop))
         try:
             for progress in training.epochs(
                 task.led,
@@ -237,7 +198,7 @@ def fit(
                 resume=resume,
             ):
                 finished = training.is_finished(progress, *ends)
-                leave = stopped() and not finished
+                leave = stop.agreed() and not finished
                 if observe is not None:
                     observe(progress, leave or finished)
                 if leave:
@@ -282,20 +243,29 @@ def _zeros(like: jax.ShapeDtypeStruct) -> Array:
 
 @contextlib.contextmanager
 def _observer(
-    task: Task, workdir: pathlib.Path, log: Log
+    task: Task,
+    workdir: pathlib.Path,
+    log: Log,
+    check_held: Callable[[], None],
+    stop: Stop,
 ) -> Iterator[Callable[[Progress, bool], None]]:
     """What the first process does after every epoch: it keeps the log, shows it and saves."""
     config = task.config
     first_epoch = len(log["epoch_seconds"])
     seconds_before, started = log["seconds_train"], time.perf_counter()
-    saved = started
+    saved, last = started, None
 
-    with (
-        (workdir / "metrics.jsonl").open("w") as metrics,
-        tensorboardX.SummaryWriter(str(workdir), purge_step=first_epoch + 1) as board,
-        tqdm.tqdm(total=config.num_epochs, initial=first_epoch, unit="epoch", desc="train") as bar,
-        checkpoints.saver(workdir / CHECKPOINTS, config.checkpoints_kept) as save,
-    ):
+    with naming(workdir), contextlib.ExitStack() as files:
+        metrics = files.enter_context((workdir / "metrics.jsonl").open("w"))
+        board = files.enter_context(
+            tensorboardX.SummaryWriter(str(workdir), purge_step=first_epoch + 1)
+        )
+        bar = files.enter_context(
+            tqdm.tqdm(total=config.num_epochs, initial=first_epoch, unit="epoch", desc="train")
+        )
+        write_checkpoint = files.enter_context(
+            checkpoints.saver(workdir / CHECKPOINTS, config.checkpoints_kept)
+        )
         metrics.writelines(json.dumps(record) + "\n" for record in log["history"])
 
         def write(record: dict[str, float]) -> None:
@@ -305,26 +275,46 @@ def _observer(
                 board.add_scalar(name, value, int(record["epoch"]))
             bar.set_postfix({name: f"{record[name]:.2f}" for name in ("train_elbo", "valid_elbo")})
 
+        def save(progress: Progress) -> None:
+            log["saved_epoch"] = progress.epoch
+            write_checkpoint(progress.epoch, _local(training.to_record(progress)[0]), log)
+
         def observe(progress: Progress, is_last: bool) -> None:
-            nonlocal saved
+            nonlocal saved, last
             epoch, now = progress.epoch, time.perf_counter()
             bar.update()
             for record in progress.history[len(log["history"]) :]:
                 write(record)
-            trees, record = training.to_record(progress)
             compile_seconds = log["compile_seconds"] + progress.compile_seconds
-            log.update(record, compile_seconds=compile_seconds)
+            log.update(training.to_record(progress)[1], compile_seconds=compile_seconds)
             log["epoch_seconds"].append(progress.seconds)
             log["seconds_train"] = seconds_before + now - started
             due = now - saved > 60 * config.checkpoint_minutes
             if config.checkpoint_epochs:
                 due |= epoch % config.checkpoint_epochs == 0
             if due or is_last:
-                log["saved_epoch"] = epoch
-                save(epoch, _local(trees), log)
+                save(progress)
                 saved = now
+            last = progress
 
-        yield observe
+        def observe_alone(progress: Progress, is_last: bool) -> None:
+            check_held()
+            with stop.files:
+                observe(progress, is_last)
+
+        def finish() -> str:
+            check_held()
+            if last is not None and log["saved_epoch"] != last.epoch:
+                save(last)
+            files.close()
+            return f"stopped after epoch {len(log['epoch_seconds'])} of {config.num_epochs}"
+
+        stop.save = finish
+        try:
+            yield observe_alone
+        finally:
+            with stop.files:  # Until the last checkpoint is on disk.
+                files.close()
 
 
 def _local(tree: Any) -> Any:

@@ -18,11 +18,15 @@ _LOCK = "lock"
 
 
 @contextlib.contextmanager
-def hold(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
+def hold(workdir: pathlib.Path, wait: bool = False) -> Iterator[Callable[[], None]]:
     """Makes a run's directory where it is missing, and keeps other processes from writing to it.
 
     The lock is flock(2)'s, on the directory's file "lock": it dies with its process, whatever ends
     that. On network file systems it is not promised: some keep it to one host, others ignore it.
+
+    Args:
+      workdir: the directory.
+      wait: wait for the process that holds it.
 
     Yields:
       A function that raises FileNotFoundError if the directory was removed, renamed or replaced.
@@ -35,17 +39,23 @@ def hold(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
     path = workdir / _LOCK
     with path.open("a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             lock.seek(0)
             holder = lock.read() or "another process"
             raise ValueError(
                 f"{workdir} is written to by {holder}. Wait for its end, or name another --workdir"
             ) from error
+        except OSError as error:
+            raise OSError(
+                f"{path} cannot be locked ({error.strerror}), so that nothing would keep a second "
+                "run from writing there: name a --workdir on a file system with flock(2)"
+            ) from error
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-        lock.flush()
+        with naming(path):
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+            lock.flush()
 
         def check() -> None:
             with contextlib.suppress(OSError):
@@ -166,11 +176,23 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Names a file or directory in errors of writing to it that do not: those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.strerror is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
 def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A path to write to; the file takes its place at `path` once it is whole."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

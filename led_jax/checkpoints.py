@@ -60,6 +60,9 @@ def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
     Args:
       directory: directory of the run's checkpoints, made where it is missing.
       keep: number of checkpoints to keep, the newest.
+
+    Raises:
+      OSError: from a save, or on leaving, if a checkpoint cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
@@ -81,21 +84,45 @@ def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
         content = b"".join([b"\0", *(array.tobytes() for array in flat)])
         record["crc32"] = zlib.crc32(content)
         record["record_crc32"] = _record_crc32(record)
-        manager.wait_until_finished()
-        for other in manager.all_steps():
-            if other >= step:
-                manager.delete(other)
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                record=ocp.args.JsonSave(record),
-                arrays=ocp.args.StandardSave({"bytes": np.frombuffer(content, np.uint8)}),
-            ),
-            force=True,
-        )
+        with _written(directory):
+            manager.wait_until_finished()
+            for other in manager.all_steps():
+                if other >= step:
+                    manager.delete(other)
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    record=ocp.args.JsonSave(record),
+                    arrays=ocp.args.StandardSave({"bytes": np.frombuffer(content, np.uint8)}),
+                ),
+                force=True,
+            )
 
-    with ocp.CheckpointManager(directory.resolve(), options=options) as manager:
+    manager = ocp.CheckpointManager(directory.resolve(), options=options)
+    try:
         yield save
+    finally:
+        with _written(directory):
+            manager.close()
+
+
+@contextlib.contextmanager
+def _written(directory: pathlib.Path) -> Iterator[None]:
+    """Raises OSError with the last good checkpoint where one cannot be written."""
+    try:
+        yield
+    except Exception as error:  # tensorstore's and orbax's errors have no common base
+        paths = _paths(directory)
+        last = f"the last good one is {paths[0]}" if paths else "there is no earlier one"
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"a checkpoint cannot be written to {directory}, {last}: {reason}") from error
+
+
+def _paths(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The checkpoints in a directory, newest first."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    paths = [path for path in found if path.name.isdecimal() and path.is_dir()]
+    return sorted(paths, key=lambda path: int(path.name), reverse=True)
 
 
 def restore(
@@ -121,8 +148,7 @@ def restore(
         return None
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file, expected a directory of checkpoints")
-    paths = [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
-    paths.sort(key=lambda path: int(path.name), reverse=True)
+    paths = _paths(directory)
     for path in paths:
         try:
             record = _read_record(path)

@@ -1,6 +1,7 @@
 import functools
 import json
 import pickle
+import resource
 import shutil
 import threading
 
@@ -127,6 +128,22 @@ def test_the_newest_wins_and_as_many_as_told_are_kept(tmp_path):
     save(tmp_path, *((i, state()) for i in range(5)), keep=3)
     assert restore(tmp_path).meta == {"step": 4}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_last_good_checkpoint(tmp_path, caplog):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    directory, noise = tmp_path / "c", np.random.default_rng(0).normal(size=10**6)
+    message = f"cannot be written to {directory}, the last good one is {directory}/1: .* too large"
+    try:
+        with pytest.raises(OSError, match=message), checkpoints.saver(directory) as save:  # noqa: PT012
+            save(1, {"a": noise[:9]}, {})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+            save(2, {"a": noise}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    found = checkpoints.restore(directory, {"a": noise[:9]})
+    assert found.path.name == "1"
+    np.testing.assert_array_equal(found.trees["a"], noise[:9])
 
 
 def test_no_checkpoint(tmp_path):

@@ -1,18 +1,22 @@
 """A run that is killed or asked to stop, over and over: in processes of their own."""
 
+import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from support import assert_trees_equal
 
 from experiments.config import Config
-from experiments.trainer import make_task, stop_on_signal
+from experiments.signals import Stopped, stop_on_signal
+from experiments.trainer import make_task
 from experiments.workdir import read_config
 from led_jax import checkpoints
 
@@ -52,13 +56,17 @@ def trees(workdir):
     return found.trees, found.meta["history"]
 
 
+def wait_for(process, happened):
+    while process.poll() is None and not happened():
+        time.sleep(0.01)
+
+
 def interrupt(launch, name, flags, number, wait=0.0):
     """Sends a signal while a run trains; returns its status and what it said."""
     workdir, process = launch(name, flags)
     metrics = workdir / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns if metrics.exists() else None
-    while process.poll() is None and (not metrics.exists() or metrics.stat().st_mtime_ns == before):
-        time.sleep(0.01)
+    wait_for(process, lambda: metrics.exists() and metrics.stat().st_mtime_ns != before)
     time.sleep(wait)
     process.send_signal(number)
     status = process.wait(900)
@@ -86,54 +94,129 @@ def test_a_killed_run_goes_on_to_bit_identical_parameters(launch, uninterrupted)
     assert history == all_history and history[-1]["epoch"] == EPOCHS
 
 
-def test_a_signal_saves_and_says_how_to_go_on(launch):
-    name, epochs = "stopped", 0
-    # More epochs than pass before the signal comes, and no checkpoint but the signal's.
-    first = ["--epochs=1000000", "--checkpoint_minutes=1000", *FLAGS]
-    for number, flags in ((signal.SIGTERM, first), (signal.SIGINT, [])):
-        status, said = interrupt(launch, name, flags, number)
-        assert status == 0 and "Traceback" not in said
-        assert f"| {epochs}/1000000 [" in said  # Where its progress bar began.
-        last = said.splitlines()[-1]
-        assert last.startswith("stopped after epoch ")
-        assert last.endswith(f"; to go on: python -m experiments.train --workdir={name}")
-        before, epochs = epochs, int(last.split()[3])
-        assert epochs > before
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(launch, uninterrupted):
+    def stop(number, flags, happened):
+        workdir, process = launch("stopped", flags)
+        stderr = workdir.parent / "stderr"
+        wait_for(process, lambda: happened(workdir, stderr.read_text()))
+        started = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(100) == 0
+        assert time.monotonic() - started < 20  # Under a second where the machine has time.
+        said = stderr.read_text()
+        assert "Traceback" not in said
+        how_far, advice = said.splitlines()[-1].split("; ")
+        assert advice == "to go on: python -m experiments.train --workdir=stopped"
+        return workdir, how_far
+
+    def trains(workdir, said):
+        metrics = workdir / "metrics.jsonl"
+        return metrics.exists() and metrics.read_text()
+
+    workdir, how_far = stop(signal.SIGTERM, FLAGS + KILLED, trains)
+    number = re.fullmatch(rf"stopped after epoch (\d+) of {EPOCHS}", how_far)[1]
+    assert max(int(path.name) for path in (workdir / "checkpoints").iterdir()) == int(number)
+    # A batch of so many samples takes minutes.
+    _, how_far = stop(signal.SIGINT, ["--nll_samples=20000000"], lambda _, said: "nll:" in said)
+    assert how_far == "stopped after training, in the estimation of the NLL"
+    (found, history), (expected, all_history) = trees(workdir), trees(uninterrupted)
+    assert_trees_equal(found, expected)
+    assert history == all_history
 
 
 BUSY = """
-import hashlib
-from experiments.trainer import stop_on_signal
-with stop_on_signal():
+import hashlib, sys
+from experiments.signals import stop_on_signal
+with stop_on_signal("to go on: again") as stop:
+    if sys.argv[1:]:
+        stop.files.acquire()  # As while a checkpoint is written.
     print("busy", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # Far from Python, as a compilation is.
 """
 
 
-@pytest.mark.parametrize(
-    "numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)]
-)
-def test_the_second_signal_ends_a_process_at_once_whatever_it_does(numbers):
-    command = [sys.executable, "-c", BUSY]
+@pytest.fixture
+def busy():
+    """Starts a process that is far from Python, with or without holding its files."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*args):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", BUSY, *args],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            stack.callback(process.kill)
+            assert process.stdout.readline() == "busy\n"
+            return process
+
+        yield start
+
+
+def test_the_first_signal_ends_a_process_whatever_it_computes(busy):
+    process = busy()
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert time.monotonic() - started < 20  # A few milliseconds where the machine has time.
+    assert process.stderr.read().splitlines() == [
+        "stopping as soon as the state is saved",
+        "stopped before training; to go on: again",
+    ]
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_a_process_at_once_while_it_saves(busy, second):
+    process = busy("saving")
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "stopping as soon as the state is saved\n"
+    assert process.poll() is None
+    process.send_signal(second)
+    assert process.wait(60) == 128 + second
+
+
+# A KeyboardInterrupt in a destructor is ignored, as in callbacks of the import system.
+IMPORTED = """
+import time
+class Destroyed:
+    def __del__(self):
+        print("importing", flush=True)
+        time.sleep(600)
+Destroyed()
+"""
+
+
+def test_a_signal_ends_imports_at_once(tmp_path):
+    (tmp_path / "tensorboardX.py").write_text(IMPORTED)  # Comes before the package of that name.
+    # Children of a process that ignores the signal, as one in the background may, ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as busy:
+        [sys.executable, "-m", "experiments.train", "--workdir=w"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        signal.signal(signal.SIGINT, before)
         try:
-            assert busy.stdout.readline() == "busy\n"
-            busy.send_signal(numbers[0])
-            assert busy.stderr.readline() == "stopping as soon as the state is saved\n"
-            assert busy.poll() is None
-            busy.send_signal(numbers[1])
-            assert busy.wait(30) == 128 + numbers[1]
+            assert process.stdout.readline() == "importing\n"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == -signal.SIGINT
+            assert not process.stderr.read()
         finally:
-            busy.kill()
+            process.kill()
 
 
-def test_signals_are_noted_while_a_run_goes_on_and_no_longer():
+def test_signals_are_noted_by_several_processes_and_no_longer_than_a_run(monkeypatch, capsys):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with stop_on_signal() as stopped:
-        assert not stopped()
+    with stop_on_signal("to go on: again") as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        while not stopped():  # A thread takes the note.
+        while not stop.received:  # A thread takes the note.
             time.sleep(0.01)
+        raise Stopped("stopped after epoch 3 of 4")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert capsys.readouterr().err.endswith("stopped after epoch 3 of 4; to go on: again\n")

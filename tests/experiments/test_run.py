@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import jax
@@ -17,6 +18,7 @@ from experiments import trainer
 from experiments.config import Config
 from experiments.flags import from_command
 from experiments.run import load_run, run
+from experiments.signals import Stop
 from experiments.trainer import make_task
 from experiments.workdir import hold, write_config
 from led_jax import checkpoints, data, training
@@ -176,6 +178,61 @@ def test_a_run_whose_directory_goes_away_stops(tmp_path, monkeypatch, during):
             dict.fromkeys(("last", "best"), make_task(config).state_shape()),
         )
         assert found.path.name == "2"
+
+
+def test_a_signal_within_an_epoch_saves_the_last_one_from_which_the_run_goes_on_exactly(
+    finished, tmp_path, monkeypatch
+):
+    workdir, stop, original = tmp_path / "w", Stop(), training.epochs
+
+    def epochs(*args, **kwargs):
+        for progress in original(*args, **kwargs):
+            yield progress
+            if progress.epoch == 3:  # A signal's thread now comes to it.
+                with ThreadPoolExecutor(1) as pool, stop.files:
+                    assert pool.submit(stop.save).result() == "stopped after epoch 3 of 6"
+                raise KeyboardInterrupt  # It ends the process.
+
+    monkeypatch.setattr(training, "epochs", epochs)
+    with pytest.raises(KeyboardInterrupt):
+        run(TINY, workdir, stop)
+    monkeypatch.undo()
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["3"]
+    result = run(TINY, workdir)
+    assert_trees_equal(best_params(TINY, workdir), best_params(TINY, finished[0]))
+    for name in ("nll", "test_elbo", "valid_elbo"):
+        assert result[name] == finished[1][name]
+
+
+def test_a_full_disk_is_said_with_the_files_name(tmp_path):
+    (tmp_path / "config.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/config.json'"):
+        run(TINY, tmp_path)
+    write_config(TINY, tmp_path)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}'"):
+        run(TINY, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"objective": "iwae"}, "missing a required argument: 'num_samples'"),
+        ({"objective": "bernoulli"}, "--objective=bernoulli is no objective"),
+        ({"optimizer": "bernoulli"}, "--optimizer=bernoulli makes no optimizer: "),
+        ({"decoder": "gaussian"}, "missing a required argument: 'std'"),
+        ({"posterior": "standard_normal"}, "--posterior=standard_normal is no flow"),
+        ({"latent_dim": 1}, "does not split an event of shape"),
+        ({"devices": 99}, "--devices: expected 1 to"),
+    ],
+)
+def test_what_needs_no_data_is_refused_before_they_are_loaded(
+    tmp_path, monkeypatch, flags, message
+):
+    monkeypatch.setattr(data, "load", None)
+    with pytest.raises(ValueError, match=message):
+        run(dataclasses.replace(TINY, **flags), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow

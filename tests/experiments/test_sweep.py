@@ -12,6 +12,7 @@ from absl import flags
 from experiments import sweep as sweep_module
 from experiments.config import Config
 from experiments.sweep import TABLES, Cell, run_name, sweep, to_markdown
+from experiments.workdir import hold
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -49,7 +50,7 @@ def test_the_table_is_the_papers():
 def test_every_cell_has_a_directory_of_its_own(tmp_path, monkeypatch):
     directories = {}
 
-    def record(config, workdir):
+    def record(config, workdir, stop):
         assert directories.setdefault(workdir, config) == config
         return {}
 
@@ -108,7 +109,7 @@ def test_one_cell_that_fails_leaves_the_others_to_go_on(finished, tmp_path, monk
     [FloatingPointError("diverged"), OSError("disk"), jax.errors.JaxRuntimeError("memory\nmore")],
 )
 def test_whatever_a_cell_fails_from_is_one_line(tmp_path, monkeypatch, capsys, error):
-    def run(config, workdir):
+    def run(config, workdir, stop):
         if config.prior_depth:
             return {}
         raise error
@@ -188,6 +189,14 @@ def test_the_committed_tables_hold_every_cell():
 def test_main_writes_the_table_column_by_column(finished, monkeypatch, capsys):
     workdir, results = finished
     monkeypatch.setattr(sweep_module, "TABLES", {1: SMALL})
+    write = sweep_module._write
+
+    def write_alone(number, results, workdir):
+        with pytest.raises(ValueError, match="is written to by process"), hold(workdir):
+            pass
+        return write(number, results, workdir)
+
+    monkeypatch.setattr(sweep_module, "_write", write_alone)
     tables = []
     for column in ("b", "a"):
         flags.FLAGS.unparse_flags()

@@ -1,11 +1,14 @@
 """One writer a directory. The configuration on record is tested with configurations."""
 
+import errno
+import fcntl
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -32,6 +35,30 @@ def test_a_directory_has_one_writer_until_its_process_dies(tmp_path):
         finally:
             holder.send_signal(signal.SIGKILL)
     with hold(workdir):
+        pass
+
+
+def test_who_waits_for_a_directory_gets_it_in_the_end(tmp_path):
+    def write():
+        with hold(tmp_path, wait=True):
+            return (tmp_path / "table").read_text()
+
+    with ThreadPoolExecutor(1) as pool:
+        with hold(tmp_path):
+            waiting = pool.submit(write)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.2)
+            (tmp_path / "table").write_text("whole")
+        assert waiting.result(60) == "whole"
+
+
+def test_a_file_system_without_locks_is_one_clear_line(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    message = r"w/lock cannot be locked \(No locks available\).* name a --workdir on a file system"
+    with pytest.raises(OSError, match=message), hold(tmp_path / "w"):
         pass
 
 
