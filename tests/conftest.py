@@ -12,6 +12,10 @@ from jax.experimental.compilation_cache import compilation_cache
 # first: `experiments` is not the folder of that name here.
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+# So that child processes import this checkout, too, wherever they run.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 # Tolerances are those of float32 products, also on accelerators that round them by default.
 jax.config.update("jax_default_matmul_precision", "highest")

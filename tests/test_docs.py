@@ -14,7 +14,7 @@ import pytest
 import led_jax
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/extending.md"]
+PAGES = ["README.md", "docs/guide.md", "docs/extending.md"]
 
 
 def blocks(page):

@@ -1,16 +1,12 @@
 """Helpers that several test modules share."""
 
-import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-import led_jax
 
 KEY = jax.random.key(0)
 
@@ -83,15 +79,9 @@ def assert_finite_where_representable(function, *args, dtype):
 
 
 def run_python(code, *args):
-    """Runs code in a fresh interpreter that imports the same led_jax; returns its stdout."""
-    root = str(Path(led_jax.__file__).parents[1])
-    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
+    """Runs code in a fresh interpreter; returns its stdout."""
+    command = [sys.executable, "-c", code, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
