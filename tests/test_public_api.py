@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import json
+import pydoc
 import re
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,9 @@ def test_an_argument_of_the_wrong_kind_is_named(message):
 def test_an_event_without_entries_is_refused():
     with pytest.raises(ValueError, match="made: expected an event of one entry or more, got 0"):
         flows.iaf((0,), 2).init(KEY, jnp.zeros(0))
+
+
+def test_help_shows_a_transformers_own_documentation():
+    for name in ("additive", "affine", "gated", "rational_quadratic", "deep_sigmoid"):
+        text = pydoc.plain(pydoc.render_doc(getattr(flows, name)))
+        assert " ".join(getattr(flows, name).__doc__.split()) in " ".join(text.split()), name

@@ -184,7 +184,7 @@ def _check_maps(
 ) -> None:
     check_hidden(name, hidden)
     if len(event_shape) != 3 or min(event_shape) < 1:
-        raise ValueError(f"{name}: expected an event shape (H, W, C), got {event_shape}")
+        raise ValueError(f"{name}: event_shape must be (H, W, C), got {event_shape}")
     positions = event_shape[0] * event_shape[1]
     if context_dim is not None and (context_dim < 1 or context_dim % positions):
         raise ValueError(

@@ -237,7 +237,7 @@ def test_sigmoid_mixtures_log_slope_does_not_cancel_far_out():
 
 @pytest.mark.parametrize("num_bins", [0, -1, 1000])
 def test_spline_needs_bins_that_fit(num_bins):
-    with pytest.raises(ValueError, match=f"expected 1 to 999 bins, got {num_bins}"):
+    with pytest.raises(ValueError, match=f"num_bins must be 1 to 999, got {num_bins}"):
         spline(num_bins)
 
 
