@@ -179,12 +179,14 @@ def _refusal_of_sequence(origin: Any, options: tuple, value: Any) -> Exception |
 
 def _refusal_of_size(argument: str, value: Any) -> Exception | None:
     least = _LEAST.get(argument.rpartition("_")[2])
-    if least is None or value is None:
+    if least is None:
         return None
-    is_one = _is_integer(value)
-    if all(size >= least for size in ([value] if is_one else value)):
-        return None
-    return ValueError(f"{least} or more" if is_one else f"integers of {least} or more")
+    if _is_integer(value):
+        return ValueError(f"{least} or more") if value < least else None
+    entries = value if isinstance(value, Sequence | np.ndarray) else ()
+    if any(_is_integer(entry) and entry < least for entry in entries):
+        return ValueError(f"integers of {least} or more")
+    return None
 
 
 def _is_integer(value: Any) -> bool:

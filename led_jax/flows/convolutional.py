@@ -203,7 +203,7 @@ def _to_maps(
     """An event and its context as maps `[..., H, W, C]`, from vectors."""
     if x.shape[-1:] != (math.prod(event_shape),):
         raise ValueError(
-            f"{name}: made for events {event_shape}, so it expected an input "
+            f"{name}: made for events {event_shape}, so it expected x of shape "
             f"[..., {math.prod(event_shape)}], got {x.shape}"
         )
     context = read_context(context_dim, x, context)

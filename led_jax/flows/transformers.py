@@ -61,8 +61,8 @@ class Transformer(_Transformer):
         cheap: Literal["apply", "inverse", "both"],
     ) -> "Transformer":
         """A transformer whose functions check their arguments."""
-        transforms = (_checked(num_params, transform) for transform in (apply, inverse))
-        return super().__new__(cls, num_params, *transforms, cheap)
+        apply, inverse = _checked(num_params, apply), _checked(num_params, inverse)
+        return super().__new__(cls, num_params, apply, inverse, cheap)
 
 
 def _checked(
