@@ -12,6 +12,8 @@ from typing import NoReturn
 import jax
 from absl import flags
 
+from experiments.flags import show_in_help
+
 _CONNECT_SECONDS = 60
 
 _OTHERS = " (look for the other processes' errors, too)"
@@ -27,6 +29,8 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", 1, 2**31 - 1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.", 0)
+for _flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
+    show_in_help(_flag.name)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from absl import app, flags
 from experiments import distributed
 from experiments.flags import required_workdir, start
 from experiments.run import estimate_nll, load_run
-from experiments.workdir import read_config
+from experiments.workdir import defined, read_config
 from led_jax import data, sharding
 
 flags.DEFINE_string("workdir", "", "Directory of the run, which every process reads.")
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
             "epoch": int(best.epoch),
             "elbo": estimate.elbo,
             "nll": estimate.nll,
-            "nll_se": estimate.standard_error,
-            "nll_monte_carlo_se": estimate.monte_carlo_error,
+            "nll_se": defined(estimate.standard_error),
+            "nll_monte_carlo_se": defined(estimate.monte_carlo_error),
             "nll_samples": config.nll_samples,
             "seed": config.seed,
         }

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -73,6 +74,12 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
             flags.DEFINE_list(field.name, list(map(str, default)), help, **options)
         else:
             define[type(default)](field.name, default, help, **options)
+        show_in_help(field.name, flag_values)
+
+
+def show_in_help(name: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Has --help list a flag, as if the binary had defined it itself."""
+    flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
 
 
 def config_from_flags(workdir: pathlib.Path) -> Config:

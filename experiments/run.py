@@ -19,7 +19,7 @@ from experiments.config import Config
 from experiments.flags import to_command
 from experiments.signals import Stop, Stopped
 from experiments.trainer import Log, Task, fit, make_placement, make_task, restore, stream
-from experiments.workdir import check_workdir, hold, read_json, write_config, write_json
+from experiments.workdir import check_workdir, defined, hold, read_json, write_config, write_json
 from led_jax import estimators, sharding
 from led_jax.data import Dataset
 from led_jax.model import LED
@@ -107,8 +107,8 @@ class Measured(NamedTuple):
     valid_elbo: float
     test_elbo: float
     nll: float
-    nll_se: float
-    nll_monte_carlo_se: float
+    nll_se: float | None
+    nll_monte_carlo_se: float | None
     nll_bits_per_dim: float
     num_params: int
     skipped: int
@@ -131,8 +131,8 @@ def _measured(
         valid_elbo=best["valid_elbo"],
         test_elbo=estimate.elbo,
         nll=estimate.nll,
-        nll_se=estimate.standard_error,
-        nll_monte_carlo_se=estimate.monte_carlo_error,
+        nll_se=defined(estimate.standard_error),
+        nll_monte_carlo_se=defined(estimate.monte_carlo_error),
         nll_bits_per_dim=estimate.nll / math.log(2) / task.dataset.test.shape[1],
         num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
         skipped=log["skipped"],

@@ -18,7 +18,7 @@ from absl import app, flags
 
 import led_jax
 from experiments.flags import errors_in_a_line, output_path, required_workdir, start
-from experiments.workdir import whole
+from experiments.workdir import defined, whole
 from led_jax import data, estimators
 from led_jax.model import LED
 
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> None:
         "rows": len(rows),
         "elbo": estimate.elbo,
         "nll": estimate.nll,
-        "nll_se": estimate.standard_error,
-        "nll_monte_carlo_se": estimate.monte_carlo_error,
+        "nll_se": defined(estimate.standard_error),
+        "nll_monte_carlo_se": defined(estimate.monte_carlo_error),
         "nll_samples": _NLL_SAMPLES.value,
         "seed": _SEED.value,
     }

@@ -13,6 +13,7 @@ with the list as its "results".
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import statistics
 import sys
@@ -225,8 +226,9 @@ def _runs_of(cell: Cell, column: str, results: list[dict[str, Any]]) -> list[dic
 
 
 def _mean_and_error(runs: list[dict[str, Any]]) -> tuple[float, float]:
-    """Mean over seeds, with the error over test images: seeds share the images."""
-    return statistics.mean(r["nll"] for r in runs), statistics.mean(r["nll_se"] for r in runs)
+    """Mean over seeds, with the error over test images, which seeds share: NaN for one image."""
+    errors = [math.nan if r["nll_se"] is None else r["nll_se"] for r in runs]
+    return statistics.mean(r["nll"] for r in runs), statistics.mean(errors)
 
 
 def main(argv: list[str]) -> None:

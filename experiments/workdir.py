@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import math
 import os
 import pathlib
 import socket
@@ -167,6 +168,11 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
         found = type(value).__name__
         raise ValueError(f"{path} cannot be read: expected a {kind.__name__}, got {found}")
     return value
+
+
+def defined(value: float) -> float | None:
+    """The number, or None for NaN, of which JSON has none: the error of one row or one sample."""
+    return None if math.isnan(value) else value
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

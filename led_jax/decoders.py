@@ -10,6 +10,7 @@ from led_jax.descriptions import constructor, describe
 from led_jax.likelihoods import Likelihood, bernoulli
 from led_jax.modules import pure_of_context
 from led_jax.networks import MLP, ResConvDecoder, features_down_to
+from led_jax.numerics import widened
 
 Params = Any
 
@@ -100,7 +101,8 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
         out = raw(params, z, context)
         if x.shape[-1:] != out.shape[-1:]:
             raise ValueError(f"decoder: expected x of shape [..., {out.shape[-1]}], got {x.shape}")
-        return likelihood.log_prob(out, x).sum(-1)
+        log_prob = likelihood.log_prob(widened(out), widened(x))
+        return log_prob.sum(-1).astype(out.dtype)
 
     def mean(params: Params, z: Array, context: Array | None = None) -> Array:
         return likelihood.mean(raw(params, z, context))

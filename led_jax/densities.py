@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.checks import check_names
 from led_jax.descriptions import constructor, describe
 from led_jax.flows.base import Flow
-from led_jax.numerics import as_float, match_rank, widened
+from led_jax.flows.conditioners import check_shapes
+from led_jax.numerics import dtype_of, match_rank, widened
 
 Params = Any
 
@@ -118,7 +120,6 @@ def standard_normal(event_shape: tuple[int, ...]) -> Density:
     """
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
-        x = as_float("x", x)
         log_normalizer = 0.5 * math.log(2 * math.pi) * math.prod(event_shape)
         squares = jnp.square(widened(x)).sum(_event_axes(x, event_shape))
         return (-0.5 * squares - log_normalizer).astype(x.dtype)
@@ -144,7 +145,6 @@ def uniform(event_shape: tuple[int, ...]) -> Density:
     """
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
-        x = as_float("x", x)
         inside = ((x >= 0) & (x <= 1)).all(_event_axes(x, event_shape))
         return jnp.where(inside, 0, -jnp.inf).astype(x.dtype)
 
@@ -186,9 +186,9 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
         )
     event_shape = tuple(event_shape)
     shape = (num_components, *event_shape)
+    shapes = {"logits": (num_components,), "mean": shape, "log_std": shape}
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
-        x = as_float("x", x)
         _event_axes(x, event_shape)
         row_key, noise_key = jax.random.split(key)
         rows = x.reshape(-1, *event_shape)
@@ -202,8 +202,8 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
         return {"logits": jnp.zeros(num_components, x.dtype), "mean": mean, "log_std": zeros}
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
-        x = as_float("x", x)
         axes = _event_axes(x, event_shape)
+        check_shapes("mixture_of_normals", params, shapes)
         logits, mean, log_std = (widened(params[name]) for name in ("logits", "mean", "log_std"))
         deviation = (jnp.expand_dims(widened(x), -1 - len(axes)) - mean) * jnp.exp(-log_std)
         log_components = (normal_log_prob(deviation) - log_std).sum(axes)
@@ -216,10 +216,11 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
         sample_shape: tuple[int, ...] = (),
         context: Array | None = None,
     ):
+        check_shapes("mixture_of_normals", params, shapes)
         batch_shape = _sample_shape(sample_shape, context, ())
         component_key, noise_key = jax.random.split(key)
         k = jax.random.categorical(component_key, params["logits"], shape=batch_shape)
-        mean, log_std = (jnp.asarray(params[name])[k] for name in ("mean", "log_std"))
+        mean, log_std = (params[name][k] for name in ("mean", "log_std"))
         x = mean + jnp.exp(log_std) * jax.random.normal(noise_key, mean.shape, mean.dtype)
         return x, log_prob(params, x)
 
@@ -248,7 +249,6 @@ def transformed(base: Density, flow: Flow) -> Density:
     """
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
-        x, context = as_float("x", x), _context(context)
         base_key, flow_key = jax.random.split(key)
         return {
             "base": base.init(base_key, x, context),
@@ -256,9 +256,10 @@ def transformed(base: Density, flow: Flow) -> Density:
         }
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
-        context = _context(context)
-        x, log_det = flow.inverse(params["flow"], as_float("x", x), context)
-        return base.log_prob(params["base"], x, context) + log_det
+        check_names("transformed", params, ("base", "flow"))
+        x, log_det = flow.inverse(params["flow"], x, context)
+        log_prob = widened(base.log_prob(params["base"], x, context)) + widened(log_det)
+        return log_prob.astype(x.dtype)
 
     def sample_and_log_prob(
         params: Params,
@@ -266,10 +267,12 @@ def transformed(base: Density, flow: Flow) -> Density:
         sample_shape: tuple[int, ...] = (),
         context: Array | None = None,
     ):
-        context = _context(context)
+        check_names("transformed", params, ("base", "flow"))
         x, log_prob = base.sample_and_log_prob(params["base"], key, sample_shape, context)
+        # A base without parameters draws floats of the default dtype.
+        x = x.astype(dtype_of(params["flow"], x.dtype))
         x, log_det = flow.apply(params["flow"], x, context)
-        return x, log_prob - log_det
+        return x, (widened(log_prob) - widened(log_det)).astype(x.dtype)
 
     return Density(init, log_prob, sample_and_log_prob)
 
@@ -277,16 +280,12 @@ def transformed(base: Density, flow: Flow) -> Density:
 def _sample_shape(
     sample_shape: tuple[int, ...], context: Array | None, event_shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-    batch_shape = () if context is None else as_float("context", context).shape[:-1]
+    batch_shape = () if context is None else context.shape[:-1]
     return (*sample_shape, *batch_shape, *event_shape)
-
-
-def _context(context: Array | None) -> Array | None:
-    return None if context is None else as_float("context", context)
 
 
 def _event_axes(x: Array, event_shape: tuple[int, ...]) -> tuple[int, ...]:
     if x.shape[x.ndim - len(event_shape) :] != tuple(event_shape) or x.ndim < len(event_shape):
         shape = ", ".join(map(str, event_shape))
-        raise ValueError(f"density: expected an input of shape [..., {shape}], got {x.shape}")
+        raise ValueError(f"density: expected x of shape [..., {shape}], got {x.shape}")
     return tuple(range(-len(event_shape), 0))

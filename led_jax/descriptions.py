@@ -19,16 +19,18 @@ import math
 import os
 import pathlib
 import re
-import types
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, Union, get_args, get_origin, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, get_origin, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from led_jax.checks import bind, check_arguments, checked
+from led_jax.numerics import relu
 
 _FORMAT = 1
 # Values may contain each other to this depth, in files too.
@@ -77,8 +79,9 @@ def constructor(function: Any = None, *, name: str | None = None) -> Any:
 
     Raises:
       ValueError: if the name stands for something else.
-      TypeError: from the decorated function, if an argument is none of what its annotation says,
-        where that is a sequence of integers or a NamedTuple: an event shape, a Flow.
+      TypeError: from the decorated function, if an argument is none of what its annotation says;
+        see `checks.checked`, which the functions of what it returns, or the class's methods, go
+        through, too.
     """
     if function is None:
         return functools.partial(constructor, name=name)
@@ -86,16 +89,14 @@ def constructor(function: Any = None, *, name: str | None = None) -> Any:
     if isinstance(function, type):
         if not (hasattr(function, "_fields") or dataclasses.is_dataclass(function)):
             raise TypeError(f"constructor: expected a NamedTuple or a dataclass, got {function}")
+        _check_calls(function)
     else:
 
         @functools.wraps(function)
         def made(*args: Any, **kwargs: Any) -> Any:
-            try:
-                bound = signature.bind(*args, **kwargs)
-            except TypeError:
-                return function(*args, **kwargs)  # Its own error names the function.
-            _check_arguments(function.__name__, bound)
-            value = function(*args, **kwargs)
+            bound = bind(function.__name__, signature, args, kwargs)
+            check_arguments(function.__name__, bound)
+            value = function(*bound.args, **bound.kwargs)
             bound.apply_defaults()
             return _record(value, _call(entry, bound.arguments))
 
@@ -105,35 +106,22 @@ def constructor(function: Any = None, *, name: str | None = None) -> Any:
     return made
 
 
-def _check_arguments(name: str, bound: inspect.BoundArguments) -> None:
-    for argument, value in bound.arguments.items():
-        parameter = bound.signature.parameters[argument]
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            values = value
-        else:
-            values = value.values() if parameter.kind is parameter.VAR_KEYWORD else (value,)
-        for one in values:
-            if expected := _mismatch(parameter.annotation, one):
-                what = type(one).__name__ if hasattr(one, "_fields") else repr(one)
-                raise TypeError(f"{name}: {argument} must be {expected}, got {what}")
+def _check_calls(cls: type) -> None:
+    """Has a class check its arguments, and a NamedTuple those of its methods, too."""
+    is_tuple = hasattr(cls, "_fields")
+    maker = "__new__" if is_tuple else "__init__"
+    make = getattr(cls, maker)
+    signature = inspect.signature(make)
 
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        check_arguments(cls.__name__, bind(cls.__name__, signature, args, kwargs))
+        return make(*args, **kwargs)
 
-def _mismatch(annotation: Any, value: Any) -> str | None:
-    """What a value should have been; None where it is that, or the annotation is of other kinds."""
-    expected = []
-    is_union = get_origin(annotation) in (types.UnionType, Union)
-    for option in get_args(annotation) if is_union else (annotation,):
-        if option in (tuple[int, ...], Sequence[int]):
-            if isinstance(value, Iterable) and not isinstance(value, str):
-                return None
-            expected.append("a sequence of integers, such as (4,)")
-        elif isinstance(option, type) and (hasattr(option, "_fields") or option is type(None)):
-            if isinstance(value, option):
-                return None
-            expected.append("None" if option is type(None) else f"a {option.__name__}")
-        else:
-            return None
-    return " or ".join(expected)
+    setattr(cls, maker, made)
+    for name, method in list(vars(cls).items()):
+        if is_tuple and inspect.isfunction(method) and not name.startswith("_"):
+            setattr(cls, name, checked(method, f"{cls.__name__}.{name}"))
 
 
 def register(name: str, value: T) -> T:
@@ -283,16 +271,23 @@ def _record(value: Any, call: _Call) -> Any:
         return value  # Its fields describe it.
     if hasattr(value, "_fields"):
         fields = value._asdict()
-        functions = {name: field for name, field in fields.items() if callable(field)}
+        functions = [name for name, field in fields.items() if callable(field)]
         if functions:
-            call.constants = {name: fields[name] for name in fields.keys() - functions.keys()}
-            return value._replace(**{k: Recorded(f, call, k) for k, f in functions.items()})
+            call.constants = {name: fields[name] for name in fields.keys() - set(functions)}
+            return value._replace(**{name: _public(value, name, call) for name in functions})
     elif callable(value) and not dataclasses.is_dataclass(value):
         return Recorded(value, call)
     raise TypeError(
         f"{call.entry.name}: a constructor returns a NamedTuple of functions or a function, got "
         f"{type(value).__name__}; decorate that class itself with @constructor"
     )
+
+
+def _public(value: Any, field: str, call: _Call) -> Recorded:
+    function = getattr(value, field)
+    if not isinstance(function, Recorded):  # That of another value is checked already.
+        function = checked(function, f"{type(value).__name__}.{field}")
+    return Recorded(function, call, field)
 
 
 def _freeze(value: Any) -> _Node:
@@ -755,6 +750,7 @@ def _stored(dtype: np.dtype) -> np.dtype:
 
 for _name in ("bfloat16", "float16", "float32", "float64"):
     register(f"jax.numpy.{_name}", getattr(jnp, _name))
+register("led_jax.numerics.relu", relu)
 for _name in (
     "celu elu gelu hard_tanh identity leaky_relu log_sigmoid mish relu relu6 selu sigmoid silu "
     "soft_sign softplus squareplus tanh"

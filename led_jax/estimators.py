@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
+from led_jax.checks import checked
 from led_jax.encoders import Encoding
 from led_jax.model import LED
 from led_jax.numerics import log_mean_exp
@@ -18,6 +20,7 @@ from led_jax.sharding import Placement, one_device
 Params = Any
 
 
+@checked
 def importance_weighted_bound(
     led: LED, params: Params, key: Array, x: Array, num_samples: int
 ) -> Array:
@@ -49,8 +52,10 @@ class NLL(NamedTuple):
 
     Attributes:
       nll: mean over the data.
-      standard_error: of `nll` as an estimate of the population's mean: the spread over the data.
-      monte_carlo_error: of `nll` given these data: the spread of the importance weights.
+      standard_error: of `nll` as an estimate of the population's mean: the spread over the data,
+        of which one row has none: NaN.
+      monte_carlo_error: of `nll` given these data: the spread of the importance weights, of which
+        one sample has none: NaN.
       elbo: mean over data and samples of the one-sample bound, from the same draws.
       per_example: `[n]`, -log p(x) of each row.
       per_example_error: `[n]`, the Monte Carlo standard error of each.
@@ -73,6 +78,7 @@ class _Weights(NamedTuple):
     total_log: Array
 
 
+@checked
 def nll(
     led: LED,
     params: Params,
@@ -108,12 +114,20 @@ def nll(
       `NLL`, of Python floats and NumPy arrays.
 
     Raises:
-      ValueError: if x is empty, or a size is not positive.
+      ValueError: if x is empty or has values that the decoder does not take, a size is not
+        positive, or an argument is traced.
     """
-    if min(len(x), num_samples, batch_size, samples_per_chunk) < 1:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, key, x))):
         raise ValueError(
-            "nll: expected at least one row and positive sizes, got "
-            f"{len(x)} rows, num_samples={num_samples}, batch_size={batch_size}, "
+            "nll: params, key and x must be concrete: it runs batch after batch from the host. "
+            "Within jit or grad use importance_weighted_bound"
+        )
+    led.check_data(x)
+    rows = len(x) if x.ndim else 0
+    if min(rows, num_samples, batch_size, samples_per_chunk) < 1:
+        raise ValueError(
+            "nll: expected x of at least one row and positive sizes, got "
+            f"{rows} rows, num_samples={num_samples}, batch_size={batch_size}, "
             f"samples_per_chunk={samples_per_chunk}"
         )
     samples_per_chunk = min(samples_per_chunk, num_samples)
@@ -141,9 +155,12 @@ def nll(
     per_example = math.log(num_samples) - sums.offset - np.log(sums.total)
     # Delta method: Var[log mean w] = Var[w] / (K E[w]^2).
     variance = np.maximum(sums.total_squares / sums.total**2 - 1 / num_samples, 0)
+    if num_samples == 1:
+        variance = np.full_like(variance, np.nan)
+    spread = float(per_example.std()) if len(x) > 1 else math.nan
     return NLL(
         nll=float(per_example.mean(dtype=np.float64)),
-        standard_error=float(per_example.std() / math.sqrt(len(x))),
+        standard_error=spread / math.sqrt(len(x)),
         monte_carlo_error=float(np.sqrt(variance.sum(dtype=np.float64)) / len(x)),
         elbo=float(sums.total_log.mean(dtype=np.float64) / num_samples),
         per_example=per_example,
@@ -256,6 +273,7 @@ class MarginalMatching(NamedTuple):
         return self.mutual_information + self.marginal_kl
 
 
+@checked
 def marginal_matching(
     led: LED,
     params: Params,
@@ -285,13 +303,17 @@ def marginal_matching(
       `MarginalMatching`, of NumPy arrays `[num_samples]`.
 
     Raises:
-      ValueError: if x is empty, or a size is not positive.
+      ValueError: if x is empty or has values that the decoder does not take, or a size is not
+        positive.
     """
-    if min(len(x), num_samples, samples_per_chunk) < 1:
+    rows = len(x) if x.ndim else 0
+    if min(rows, num_samples, samples_per_chunk) < 1:
         raise ValueError(
-            "marginal_matching: expected at least one row and positive sizes, got "
-            f"{len(x)} rows, num_samples={num_samples}, samples_per_chunk={samples_per_chunk}"
+            "marginal_matching: expected x of at least one row and positive sizes, got "
+            f"{rows} rows, num_samples={num_samples}, "
+            f"samples_per_chunk={samples_per_chunk}"
         )
+    led.check_data(x)
     x = jnp.asarray(x)
     encoding = encode_all(led, params, x)
     samples_per_chunk = min(samples_per_chunk, num_samples)

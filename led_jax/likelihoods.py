@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 
+from led_jax.checks import check_raw
 from led_jax.densities import normal_log_prob
 from led_jax.descriptions import constructor, describe
 from led_jax.numerics import log_sigmoid, softplus, widened
@@ -38,6 +41,23 @@ class Likelihood(NamedTuple):
     __repr__ = describe
 
 
+def check_values(name: str, values: str, x: Array | np.ndarray) -> None:
+    """Makes sure, where x is not traced, that a likelihood takes its values.
+
+    Raises:
+      ValueError: if x has other values; `name` is the caller's.
+    """
+    if values not in ("unit", "scaled_levels") or isinstance(x, Tracer) or not x.size:
+        return
+    values_of_x = np.asarray(x)
+    low, high = values_of_x.min(), values_of_x.max()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"{name}: x must be in [0, 1], as its likelihood takes values {values!r}, got x from "
+            f"{low} to {high}; divide grey levels by 255, or take a likelihood of real numbers"
+        )
+
+
 @constructor
 def bernoulli() -> Likelihood:
     """Bernoulli(x; sigmoid(raw)), for x in {0, 1}.
@@ -50,6 +70,8 @@ def bernoulli() -> Likelihood:
     """
 
     def log_prob(raw: Array, x: Array) -> Array:
+        check_raw("bernoulli", 1, raw, x)
+        check_values("bernoulli", "unit", x)
         logit = raw[..., 0, :]
         return x * logit - softplus(logit)
 
@@ -83,6 +105,7 @@ def gaussian(std: float) -> Likelihood:
         return raw[..., 0, :]
 
     def log_prob(raw: Array, x: Array) -> Array:
+        check_raw("gaussian", 1, raw, x)
         return normal_log_prob((x - mean(raw)) / std) - math.log(std)
 
     def sample(key: Array, raw: Array) -> Array:
@@ -120,6 +143,8 @@ def discretized_logistic(num_components: int = 5) -> Likelihood:
         return logits, means, jnp.clip(log_scales, -7, 7)
 
     def log_prob(raw: Array, x: Array) -> Array:
+        check_raw("discretized_logistic", 3 * num_components, raw, x)
+        check_values("discretized_logistic", "scaled_levels", x)
         logits, means, log_scales = parts(raw)
         x = x[..., None, :].astype(means.dtype)
         inverse_scale = jnp.exp(-log_scales)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from led_jax.decoders import Decoder
@@ -13,7 +14,8 @@ from led_jax.densities import Density, mixture_log_prob_of_normals, normal_log_p
 from led_jax.descriptions import arguments, constructor, describe
 from led_jax.encoders import Encoder, Encoding
 from led_jax.flows.base import Flow
-from led_jax.numerics import log_mean_exp
+from led_jax.likelihoods import check_values
+from led_jax.numerics import dtype_of, log_mean_exp, widened
 from led_jax.priors import Bound, Posterior, Prior, lift
 
 Params = Any
@@ -82,8 +84,10 @@ class LED(NamedTuple):
           `{"encoder": ..., "posterior": ..., "prior": ..., "decoder": ...}`.
 
         Raises:
-          ValueError: if `given` names a part that a LED does not have.
+          ValueError: if `given` names a part that a LED does not have, or x has values that the
+            decoder does not take.
         """
+        self.check_data(x)
         given = given or {}
         if unknown := sorted(set(given) - set(self._fields)):
             raise ValueError(f"LED.init: expected parts {', '.join(self._fields)}, got {unknown}")
@@ -160,9 +164,17 @@ class LED(NamedTuple):
         log_joint += self.prior_log_prob(params, z, context)
         return log_joint - self.posterior_log_prob(params, z, encoding)
 
+    def check_data(self, x: np.ndarray | Array) -> None:
+        """Makes sure that the decoder takes the values of x, where they are not traced.
+
+        Raises:
+          ValueError: if it does not.
+        """
+        check_values("LED", self.decoder.values, x)
+
     def encoding(self, params: Params, x: Array, context: Array | None = None) -> Encoding:
         """The encoder's output for x `[..., *x_shape]`: the base of q(z|x)."""
-        return self.encoder.apply(params["encoder"], x, context)
+        return self.encoder.apply(_part(params, "encoder"), x, context)
 
     def encode(self, params: Params, key: Array, x: Array, context: Array | None = None) -> Array:
         """A draw z ~ q(z|x), `[..., *latent_shape]`, for x `[..., *x_shape]`."""
@@ -171,7 +183,7 @@ class LED(NamedTuple):
 
     def decode(self, params: Params, z: Array, context: Array | None = None) -> Array:
         """The mean of p(x|z), `[..., *x_shape]`, for z `[..., *latent_shape]`."""
-        return self.decoder.mean(params["decoder"], z, context)
+        return self.decoder.mean(_part(params, "decoder"), z, context)
 
     def reconstruct(
         self, params: Params, key: Array, x: Array, context: Array | None = None
@@ -189,19 +201,21 @@ class LED(NamedTuple):
         """Draws x ~ p(x), `[*sample_shape, *x_shape]`, or x ~ p(x|c) for each c of a context."""
         prior_key, decoder_key = jax.random.split(key)
         z, _ = self.prior_sample_and_log_prob(params, prior_key, sample_shape, context)
+        # A prior without parameters draws floats of the default dtype.
+        z = z.astype(dtype_of(_part(params, "decoder"), z.dtype))
         return self.decode_sample(params, decoder_key, z, context)
 
     def decode_sample(
         self, params: Params, key: Array, z: Array, context: Array | None = None
     ) -> Array:
         """A draw x ~ p(x|z), `[..., *x_shape]`, for z `[..., *latent_shape]`."""
-        return self.decoder.sample(params["decoder"], key, z, context)
+        return self.decoder.sample(_part(params, "decoder"), key, z, context)
 
     def log_likelihood(
         self, params: Params, z: Array, x: Array, context: Array | None = None
     ) -> Array:
         """Log p(x|z) in nats, for z and x whose batch axes broadcast."""
-        return self.decoder.log_prob(params["decoder"], z, x, context)
+        return self.decoder.log_prob(_part(params, "decoder"), z, x, context)
 
     def prior_log_prob(self, params: Params, z: Array, context: Array | None = None) -> Array:
         """Log p(z) in nats, `[...]` for z `[..., *latent_shape]`."""
@@ -256,10 +270,10 @@ class LED(NamedTuple):
         mean, log_std, context = encoding
         noise = jax.random.normal(key, (*sample_shape, *mean.shape), mean.dtype)
         base = mean + jnp.exp(log_std) * noise
-        z, log_det = self.posterior.apply(params["posterior"], base, context)
-        log_base = normal_log_prob(noise) - log_std
+        z, log_det = self.posterior.apply(_part(params, "posterior"), base, context)
+        log_base = normal_log_prob(widened(noise)) - widened(log_std)
         event_axes = tuple(range(log_det.ndim - log_base.ndim, 0))
-        return z, log_base.sum(event_axes) - log_det
+        return z, (log_base.sum(event_axes) - widened(log_det)).astype(z.dtype)
 
     def posterior_log_prob(self, params: Params, z: Array, encoding: Encoding) -> Array:
         """Log q(z|x) at any z, which inverts the flow.
@@ -277,9 +291,10 @@ class LED(NamedTuple):
         if context is not None:
             z = jnp.broadcast_to(z, jnp.broadcast_shapes(z.shape, mean.shape))
         base, log_det = self.posterior_inverse(params, z, context)
+        base, mean, log_std = map(widened, (base, mean, log_std))
         log_base = normal_log_prob((base - mean) * jnp.exp(-log_std)) - log_std
         event_axes = tuple(range(log_det.ndim - base.ndim, 0))
-        return log_base.sum(event_axes) + log_det
+        return (log_base.sum(event_axes) + widened(log_det)).astype(z.dtype)
 
     def posterior_mixture(self, params: Params, encoding: Encoding) -> Callable[[Array], Array]:
         """The mixture 1/K sum_k q(z|x_k) of the posteriors of K rows, as z -> log-density.
@@ -316,7 +331,7 @@ class LED(NamedTuple):
         self, params: Params, z: Array, context: Array | None = None
     ) -> tuple[Array, Array]:
         """Z' = g^-1(z) and log|det dg^-1/dz|: the posterior's flow, for the encoder's context."""
-        return self.posterior.inverse(params["posterior"], z, context)
+        return self.posterior.inverse(_part(params, "posterior"), z, context)
 
     def _prior_flow(self, params: Params) -> tuple[Flow, Params]:
         name, made_of = arguments(self.prior)
@@ -324,14 +339,14 @@ class LED(NamedTuple):
             raise ValueError(
                 f"LED: the prior {self.prior!r} has no flow; expected densities.transformed(...)"
             )
-        return made_of["flow"], params["prior"]["flow"]
+        return made_of["flow"], _part(params, "prior")["flow"]
 
     @property
     def _prior(self) -> Prior:
         return lift(self.prior) if isinstance(self.prior, Density) else self.prior
 
     def _prior_at(self, params: Params) -> Bound:
-        return self._prior.bind(params["prior"], self._posterior_at(params))
+        return self._prior.bind(_part(params, "prior"), self._posterior_at(params))
 
     def _posterior_at(self, params: Params) -> Posterior:
         def encode(x: Array, context: Array | None = None) -> Encoding:
@@ -347,3 +362,10 @@ class LED(NamedTuple):
             return self.posterior_mixture(params, encoding)
 
         return Posterior(encode, log_prob, sample_and_log_prob, mixture)
+
+
+def _part(params: Params, name: str) -> Params:
+    if not isinstance(params, Mapping) or name not in params:
+        found = sorted(params) if isinstance(params, Mapping) else type(params).__name__
+        raise ValueError(f"LED: expected params with an entry {name!r}, as of init, got {found}")
+    return params[name]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+from flax import errors
 from jax import Array
 
 
@@ -15,14 +16,36 @@ def pure(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Array]]:
 
     Returns:
       `init(key, *args) -> params` and `apply(params, *args) -> output`.
+
+    Raises:
+      ValueError: (from the functions) if the module keeps more than parameters, draws at random, or
+        does not return an array, or the parameters are another module's.
     """
+    name = type(module).__name__
 
     def init(key: Array, *args: Any) -> Any:
-        return module.init(key, *args).get("params", {})
+        variables = module.init(key, *args)
+        if others := set(variables) - {"params"}:
+            raise ValueError(
+                f"{name}: expected a module that holds nothing but parameters, got one with "
+                f"{', '.join(sorted(others))}, as BatchNorm has; use LayerNorm or GroupNorm"
+            )
+        return variables.get("params", {})
 
     def apply(params: Any, *args: Any) -> Array:
-        output = module.apply({"params": params}, *args)
-        assert not isinstance(output, tuple)
+        try:
+            output = module.apply({"params": params}, *args)
+        except errors.InvalidRngError as error:
+            raise ValueError(
+                f"{name}: expected a module that draws nothing at random, as Dropout does: {error}"
+            ) from error
+        except errors.FlaxError as error:
+            raise ValueError(
+                f"{name}: expected parameters of this module, and an input, x or z, of the width "
+                f"that they were made for: {error}"
+            ) from error
+        if not isinstance(output, Array):
+            raise ValueError(f"{name}: expected a module that returns one array, got {output!r}")
         return output
 
     return init, apply
@@ -39,10 +62,16 @@ def pure_of_context(module: nn.Module) -> tuple[Callable[..., Any], Callable[...
     """
     init, apply = pure(module)
 
+    def check(x: Array) -> None:
+        if not x.ndim:
+            raise ValueError(f"{type(module).__name__}: expected x or z [..., K], got a scalar")
+
     def init_of_context(key: Array, x: Array, context: Array | None = None) -> Any:
+        check(x)
         return init(key, x) if context is None else init(key, x, context)
 
     def apply_of_context(params: Any, x: Array, context: Array | None = None) -> Array:
+        check(x)
         return apply(params, x) if context is None else apply(params, x, context)
 
     return init_of_context, apply_of_context

@@ -10,8 +10,6 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from led_jax.descriptions import register
-
 
 def as_float(name: str, x: ArrayLike | Sequence[Any]) -> Array:
     """An argument as an array of floats, whatever its caller holds.
@@ -26,18 +24,32 @@ def as_float(name: str, x: ArrayLike | Sequence[Any]) -> Array:
     Raises:
       ValueError: if x is complex, or does not hold numbers.
     """
-    default = jnp.result_type(float)
-    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
-        x = x.astype(default)  # JAX would wrap integers that have more bits than its own.
-    try:
-        x = jnp.asarray(x)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name}: expected real numbers ({error})") from error
-    if jnp.issubdtype(x.dtype, jnp.floating):
+    if isinstance(x, Array) and jnp.issubdtype(x.dtype, jnp.floating):
         return x
-    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool:
-        return x.astype(default)
-    raise ValueError(f"{name}: expected real numbers, got {x.dtype}")
+    x = as_real(name, x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.asarray(x)
+    # By way of NumPy where x is its: JAX would wrap integers that have more bits than its own.
+    return jnp.asarray(x.astype(jnp.result_type(float)))
+
+
+def as_real(name: str, x: ArrayLike | Sequence[Any]) -> Array | np.ndarray:
+    """An argument as an array of real numbers, of its own dtype and where it is.
+
+    Raises:
+      ValueError: if x is complex, or does not hold numbers.
+    """
+    if not isinstance(x, Array | np.ndarray):
+        try:
+            x = jnp.asarray(x)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{name}: expected real numbers ({error})") from error
+    if not (x.dtype == bool or any(jnp.issubdtype(x.dtype, kind) for kind in _REAL)):
+        raise ValueError(f"{name}: expected real numbers, got {x.dtype}")
+    return x
+
+
+_REAL = (jnp.floating, jnp.integer)
 
 
 def softplus(x: Array) -> Array:
@@ -71,9 +83,6 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     return y, jnp.where(y > 0, tangents[0], 0)
 
 
-register("led_jax.numerics.relu", relu)
-
-
 def match_rank(x: Array | np.ndarray, ndim: int) -> Array:
     """`x` with axes of length 1 in front, so that it has `ndim` axes.
 
@@ -91,6 +100,12 @@ def log_mean_exp(x: Array, axis: int) -> Array:
 def widened(x: Array) -> Array:
     """`x` in float32 where its dtype is narrower, for sums and differences that need the bits."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def dtype_of(params: Any, default: Any) -> Any:
+    """The dtype that a tree of floats has in common, or a default for one without leaves."""
+    leaves = jax.tree.leaves(params)
+    return jnp.result_type(*leaves) if leaves else default
 
 
 def is_key(x: Any) -> bool:

@@ -17,6 +17,7 @@ from jax import Array
 
 from led_jax import optimizers
 from led_jax.data import Dataset, gather
+from led_jax.model import LED
 from led_jax.objectives import Objective, elbo
 from led_jax.sharding import AXIS, METHODS, Placement, one_device
 
@@ -175,6 +176,8 @@ def init_state(
       x: prepared rows of the data `[n, *x_shape]`.
       objective: what is to be minimised; None takes `objectives.elbo()`.
     """
+    if isinstance(model, LED):
+        model.check_data(x)
     init = partial(_init_state, model, optimizer, objective or elbo())
     # Runs once, so that it is compiled quickly rather than well.
     return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(key, x)

@@ -15,6 +15,7 @@ import optax
 from jax import Array
 from scipy.special import logsumexp
 
+from led_jax.checks import checked
 from led_jax.data import Dataset
 from led_jax.densities import Density
 from led_jax.numerics import as_float
@@ -65,6 +66,7 @@ class Evidence(NamedTuple):
     pareto_k: float
 
 
+@checked
 def to_samples(
     density: Density,
     params: Params,
@@ -99,12 +101,15 @@ def to_samples(
       callback: called with `training.Progress` after each pass.
 
     Returns:
-      `Fit`; a loss is the batch's mean of -log q.
+      `Fit`; a loss is the batch's mean of -log q. A warning says so where the samples are so far
+      from zero, for their spread, that q hardly begins to score them.
 
     Raises:
       ValueError: if a number is not positive, or samples are not finite.
     """
     samples = np.asarray(as_float("samples", samples))
+    if not samples.ndim:
+        raise ValueError("to_samples: samples must be [n, *event_shape], got a number")
     _check_positive(
         "to_samples",
         num_samples=len(samples),
@@ -120,6 +125,13 @@ def to_samples(
         )
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"to_samples: valid_fraction must be in [0, 1), got {valid_fraction}")
+    try:
+        jax.eval_shape(density.log_prob, params, samples[:1])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"to_samples: samples or params do not fit the density: {error}"
+        ) from error
+    _warn_of_far_samples(density, params, samples)
     split_key, fit_key = jax.random.split(key)
     samples = samples[np.asarray(jax.random.permutation(split_key, len(samples)))]
     num_valid = int(valid_fraction * len(samples))
@@ -140,6 +152,7 @@ def to_samples(
     )
 
 
+@checked
 def to_log_density(
     density: Density,
     params: Params,
@@ -208,6 +221,7 @@ def to_log_density(
     )
 
 
+@checked
 def evidence(
     density: Density, params: Params, key: Array, log_density: LogDensity, num_samples: int = 10_000
 ) -> Evidence:
@@ -349,7 +363,22 @@ def _fit(
     return Fit(progress.params, np.array(losses), np.array(valid))
 
 
+def _warn_of_far_samples(density: Density, params: Params, samples: np.ndarray) -> None:
+    far = np.abs(samples.mean(0)) > 100 * samples.std(0)
+    if not far.any():
+        return
+    score = float(jax.jit(density.log_prob)(params, samples[:256]).mean())
+    if score < -100 * samples[0].size:
+        warnings.warn(
+            f"to_samples: means of up to {np.abs(samples.mean(0)).max():.3g} lie over 100 standard "
+            f"deviations from zero, and the density starts at {score:.3g} nats a sample: "
+            "standardise the samples, or let the flow begin with flows.invert(flows.actnorm()) and "
+            "initialise it with them",
+            stacklevel=4,
+        )
+
+
 def _check_positive(name: str, **numbers: float) -> None:
     for argument, number in numbers.items():
-        if not number > 0:
-            raise ValueError(f"{name}: {argument} must be positive, got {number}")
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name}: {argument} must be positive and finite, got {number}")

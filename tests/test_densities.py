@@ -438,5 +438,5 @@ def test_contexts_come_through_the_same_door():
 def test_wrong_event_shape(base, shape):
     density = base((2,))
     params = density.init(KEY, jnp.zeros(2))
-    with pytest.raises(ValueError, match=r"density: expected an input of shape \[\.\.\., 2\], got"):
+    with pytest.raises(ValueError, match=r"density: expected x of shape \[\.\.\., 2\], got"):
         density.log_prob(params, jnp.zeros(shape))

@@ -286,7 +286,7 @@ def test_constructors_work_on_traced_arguments(registry):
         (lambda t: Map(t.dense(1).apply, t.dense(1).init), "model"),
         (lambda t: dense(1), "model"),
         (lambda t: Model(t.unit, dense(1)), "model/second"),
-        (lambda t: t.compose(t.unit, t.dense(1, hidden=(object(),))), "model/maps/1/hidden/0"),
+        (lambda t: t.compose(t.unit, t.dense(1, mask=(object(),))), "model/maps/1/mask/0"),
         (lambda t: t.dense(1, activation=lambda x: x), "model/activation"),
         (lambda t: t.dense(1, mask={1: 2}), "model/mask"),
         (lambda t: t.dense(1, mask=jax.random.key(0)), "model/mask"),

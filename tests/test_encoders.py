@@ -92,3 +92,27 @@ def test_without_fully_connected_layers_no_context_is_read():
     encoder = encoders.spatial_encoder((4, 4), (2, 2, 1), (2,))
     with pytest.raises(ValueError, match=r"encoder: .* no context, got one of shape \(2, 3\)"):
         encoder.init(KEY, normal((2, 16)), normal((2, 3)))
+
+
+class Noisy(nn.Module):
+    rate: float
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(self.rate, deterministic=False)(nn.Dense(4)(x))
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(use_running_average=False)(nn.Dense(4)(x))
+
+
+def test_a_module_of_more_than_parameters_is_refused():
+    encoder = encoders.gaussian_encoder(Normalised(), 2)
+    with pytest.raises(ValueError, match="Normalised: .*nothing but parameters.*batch_stats"):
+        jax.eval_shape(encoder.init, KEY, normal((3, 5)))
+    encoder = encoders.gaussian_encoder(Noisy(0.5), 2)
+    params = jax.eval_shape(encoder.init, KEY, normal((3, 5)))
+    with pytest.raises(ValueError, match="Noisy: .*draws nothing at random"):
+        jax.eval_shape(encoder.apply, params, normal((3, 5)))

@@ -319,3 +319,21 @@ def test_marginal_matching_of_one_row_has_no_information(num_samples, samples_pe
 def test_marginal_matching_of_nothing(rows, sizes, given):
     with pytest.raises(ValueError, match=f"at least one row and positive sizes, got .*{given}"):
         estimators.marginal_matching(LED_MODEL, Truth().params, KEY, data(rows), **sizes)
+
+
+def test_the_errors_of_one_row_and_of_one_sample_are_not_a_number():
+    params = Truth(**OFF).params
+    one_row = estimators.nll(LED_MODEL, params, KEY, data(1), 8)
+    one_sample = estimators.nll(LED_MODEL, params, KEY, data(3), 1)
+    assert math.isnan(one_row.standard_error) and one_row.monte_carlo_error > 0
+    assert math.isnan(one_sample.monte_carlo_error) and one_sample.standard_error > 0
+    assert np.isnan(one_sample.per_example_error).all()
+
+
+def test_nll_says_that_it_is_neither_for_jit_nor_for_grad():
+    def mean(params):
+        return estimators.nll(LED_MODEL, params, KEY, data(3), 2).nll
+
+    for transform in (jax.jit, jax.grad):
+        with pytest.raises(ValueError, match="params.*concrete.*use importance_weighted_bound"):
+            transform(mean)(Truth(**OFF).params)

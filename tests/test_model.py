@@ -362,3 +362,40 @@ def test_a_nonlinear_conditional_model_by_quadrature(x64):
     for name in ("encode", "reconstruct"):
         out = getattr(led, name)(params, KEY, x, context)
         assert out.shape == (8, 2 if name == "encode" else 3)
+
+
+def test_samples_have_the_parameters_dtype_and_integers_are_floats():
+    flow = flows.real_nvp((2,), 2, (4,))
+    prior = densities.transformed(densities.standard_normal((2,)), flow)
+    led = LED(encoders.mlp_encoder(2, (4,)), flows.chain(), prior, decoders.mlp_decoder(3, (4,)))
+    plain = led._replace(prior=densities.standard_normal((2,)))
+    x = jax.ShapeDtypeStruct((5, 3), jnp.bfloat16)
+    for model in (led, plain):
+        params = jax.eval_shape(model.init, KEY, x)
+        draws = jax.eval_shape(lambda p, model=model: model.sample(p, KEY, (4,)), params)
+        assert draws.dtype == jnp.bfloat16 and draws.shape == (4, 3)
+    params = jax.eval_shape(prior.init, KEY, jax.ShapeDtypeStruct((2,), jnp.bfloat16))
+    z, log_prob = jax.eval_shape(lambda p: prior.sample_and_log_prob(p, KEY, (4,)), params)
+    assert z.dtype == log_prob.dtype == jnp.bfloat16
+
+    rows = np.array([[0, 1, 1], [1, 0, 1]], np.uint8)
+    params = jax.eval_shape(led.init, KEY, rows)
+    for same in (rows, rows.tolist(), rows > 0):
+        terms = jax.eval_shape(lambda p, same=same: led.elbo(p, KEY, same), params)
+        assert {(term.shape, term.dtype) for term in terms} == {((2,), jnp.dtype(jnp.float32))}
+
+
+def test_data_outside_the_likelihoods_values_are_refused():
+    led = LED(
+        encoders.mlp_encoder(2, (4,)),
+        flows.chain(),
+        densities.standard_normal((2,)),
+        decoders.mlp_decoder(3, (4,)),
+    )
+    for wrong in (-np.ones((2, 3)), np.full((2, 3), 16), np.full((2, 3), np.nan)):
+        with pytest.raises(ValueError, match=r"x must be in \[0, 1\].*got x from"):
+            led.init(KEY, wrong)
+        with pytest.raises(ValueError, match=r"bernoulli: x must be in \[0, 1\]"):
+            likelihoods.bernoulli().log_prob(jnp.zeros((2, 1, 3)), wrong)
+    with pytest.raises(TypeError, match="LED: encoder must be an Encoder, got MLP"):
+        LED(networks.MLP((4, 4)), *led[1:])

@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -247,9 +248,9 @@ def test_samples_that_are_not_finite_are_named(bad):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be positive, got 0"),
-        ({"batch_size": 0}, "batch_size must be positive, got 0"),
-        ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
+        ({"num_steps": 0}, "num_steps must be positive and finite, got 0"),
+        ({"batch_size": 0}, "batch_size must be positive and finite, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive and finite, got -1.0"),
     ],
 )
 def test_wrong_numbers(given, message):
@@ -262,7 +263,7 @@ def test_wrong_numbers(given, message):
 
 def test_other_wrong_arguments():
     base = densities.standard_normal((2,))
-    with pytest.raises(ValueError, match="num_samples must be positive, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be positive and finite, got 0"):
         variational.to_samples(base, (), KEY, normal((0, 2)))
     for fraction in (-0.1, 1.0):
         message = rf"valid_fraction must be in \[0, 1\), got {fraction}"
@@ -279,3 +280,16 @@ def test_other_wrong_arguments():
     message = r"expected 7 values, \[7\], for an x of shape \(7, 2\), got \(7, 2\)"
     with pytest.raises(ValueError, match=message):
         variational.to_log_density(base, (), KEY, lambda x: -(x**2), batch_size=7)
+
+
+def test_samples_far_from_zero_are_said_to_be_far():
+    samples = 1e4 + np.random.default_rng(0).normal(size=(40, 2))
+    flow = flows.invert(flows.actnorm())
+    density = densities.transformed(densities.standard_normal((2,)), flow)
+    fits = density.init(KEY, samples)
+    params = jax.tree.map(jnp.zeros_like, fits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="to_samples: means of up to 1e[+]04.*standardise"):
+            variational.to_samples(density, params, KEY, samples, num_steps=1)
+        variational._warn_of_far_samples(density, fits, samples.astype(np.float32))

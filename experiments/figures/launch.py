@@ -8,7 +8,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments import provenance
-from experiments.flags import required_workdir, start
+from experiments.flags import required_workdir, show_in_help, start
 from experiments.workdir import write_json
 
 
@@ -17,6 +17,8 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", "", "Directory to write to.")
     flags.DEFINE_integer("seed", 0, "Seed of everything random but the splits of data sets.", 0)
     flags.DEFINE_bool("fast", False, "A short and coarse version, to see that all works.")
+    for name in ("workdir", "seed", "fast"):
+        show_in_help(name)
 
 
 def launch(module: str, figure: str, run: Callable[[bool, int, pathlib.Path], dict]) -> None:

@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.checks import check_names
 from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow, Params
+from led_jax.flows.conditioners import check_shapes
 from led_jax.numerics import match_rank
 
 
@@ -43,10 +45,12 @@ def actnorm(event_ndims: int = 1) -> Flow:
         return jnp.broadcast_to(log_scale.sum(), x.shape[: x.ndim - event_ndims]).astype(x.dtype)
 
     def read(params: Params, x: Array) -> tuple[Array, Array]:
-        expected = params["shift"].shape
+        check_names("actnorm", params, ("log_scale", "shift"))
+        expected = jnp.shape(params["shift"])
         if x.shape[max(x.ndim - event_ndims, 0) :] != expected:
             shape = ", ".join(map(str, expected))
-            raise ValueError(f"actnorm: expected an input of shape [..., {shape}], got {x.shape}")
+            raise ValueError(f"actnorm: expected x of shape [..., {shape}], got {x.shape}")
+        check_shapes("actnorm", params, {"log_scale": expected, "shift": expected})
         return match_rank(params["log_scale"], x.ndim), match_rank(params["shift"], x.ndim)
 
     def apply(params: Params, x: Array, context: Array | None = None):

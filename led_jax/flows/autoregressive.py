@@ -10,7 +10,7 @@ from jax import Array
 
 from led_jax.descriptions import constructor
 from led_jax.flows.base import Flow, Params, chain, flatten, repeat
-from led_jax.flows.conditioners import Conditioner, MakeConditioner
+from led_jax.flows.conditioners import Conditioner, MakeConditioner, make_conditioner
 from led_jax.flows.made import made
 from led_jax.flows.permutations import reverse
 from led_jax.flows.transformers import Transformer, affine, gate
@@ -146,7 +146,8 @@ def iaf(
     if transformer is None:
         # sigmoid(bias)^depth = 1/2.
         transformer = gate(-math.log(2 ** (1 / max(depth, 1)) - 1))
-    layer = autoregressive(conditioner(hidden, context_dim=context_dim), transformer)
+    network = make_conditioner("iaf", conditioner, hidden, context_dim)
+    layer = autoregressive(network, transformer)
     stack = repeat(
         lambda is_reversed: chain(_reverse_context(layer, is_reversed), reverse()),
         depth,

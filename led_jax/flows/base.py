@@ -234,7 +234,7 @@ def flatten(flow: Flow, event_shape: tuple[int, ...]) -> Flow:
         batch_ndims = x.ndim - len(event_shape)
         if batch_ndims < 0 or x.shape[batch_ndims:] != event_shape:
             raise ValueError(
-                f"flow: expected an input of shape [..., {', '.join(map(str, event_shape))}], "
+                f"flow: expected x of shape [..., {', '.join(map(str, event_shape))}], "
                 f"got {x.shape}; reshape it, or build the flow with this event shape"
             )
         return x.reshape(*x.shape[:batch_ndims], int(np.prod(event_shape)))

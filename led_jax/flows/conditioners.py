@@ -127,6 +127,25 @@ def mlp(
     return make
 
 
+def make_conditioner(
+    name: str,
+    conditioner: Callable[..., MakeConditioner],
+    hidden: Sequence[int],
+    context_dim: int | None,
+) -> MakeConditioner:
+    """What a stack's argument `conditioner` makes of the stack's other arguments.
+
+    Raises:
+      TypeError: if it does not take them.
+    """
+    try:
+        return conditioner(hidden, context_dim=context_dim)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: conditioner must be a function of hidden and context_dim, as mlp: {error}"
+        ) from error
+
+
 def read_context(context_dim: int | None, x: Array, context: Array | None) -> Array | None:
     """The context that a conditioner reads beside its input x, with dtype and rank of x.
 
@@ -170,7 +189,7 @@ def of_context(params: Params, context: Array) -> Array:
 
 def check_shapes(name: str, params: Params, expected: Mapping[str, Any]) -> None:
     """Raises a ValueError unless the parameters are a tree of arrays of the expected shapes."""
-    found = jax.tree.map(jnp.shape, params)
+    found = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), params)
     if found != expected:
         raise ValueError(f"{name}: expected parameters of shapes {expected}, got {found}")
 

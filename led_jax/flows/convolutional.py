@@ -184,7 +184,7 @@ def _check_maps(
 ) -> None:
     check_hidden(name, hidden)
     if len(event_shape) != 3 or min(event_shape) < 1:
-        raise ValueError(f"{name}: expected an event shape (H, W, C), got {event_shape}")
+        raise ValueError(f"{name}: event_shape must be (H, W, C), got {event_shape}")
     positions = event_shape[0] * event_shape[1]
     if context_dim is not None and (context_dim < 1 or context_dim % positions):
         raise ValueError(
@@ -203,7 +203,7 @@ def _to_maps(
     """An event and its context as maps `[..., H, W, C]`, from vectors."""
     if x.shape[-1:] != (math.prod(event_shape),):
         raise ValueError(
-            f"{name}: made for events {event_shape}, so it expected an input "
+            f"{name}: made for events {event_shape}, so it expected x of shape "
             f"[..., {math.prod(event_shape)}], got {x.shape}"
         )
     context = read_context(context_dim, x, context)

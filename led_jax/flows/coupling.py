@@ -9,7 +9,7 @@ from jax import Array
 from led_jax.descriptions import constructor
 from led_jax.flows import masks
 from led_jax.flows.base import Flow, Params, TransformFn, chain, flatten, repeat
-from led_jax.flows.conditioners import Conditioner, MakeConditioner, mlp
+from led_jax.flows.conditioners import Conditioner, MakeConditioner, make_conditioner, mlp
 from led_jax.flows.permutations import permute, permute_by
 from led_jax.flows.transformers import Transformer, affine
 from led_jax.numerics import match_rank
@@ -103,7 +103,7 @@ def real_nvp(
     """
     event_shape = tuple(event_shape)
     size = int(np.prod(event_shape))
-    network = conditioner(hidden, context_dim=context_dim)
+    network = make_conditioner("real_nvp", conditioner, hidden, context_dim)
     in_place = _sees_whole_event(network, transformer, size)
     passing = _passing(event_shape, depth, mask, seed, halves=not in_place)
     if in_place:

@@ -68,7 +68,7 @@ def made(
 
         def check(x: Array, context: Array | None) -> Array | None:
             if x.shape[-1:] != (size,):
-                raise ValueError(f"made: expected an input [..., {size}], got {x.shape}")
+                raise ValueError(f"made: expected x of shape [..., {size}], got {x.shape}")
             return read_context(context_dim, x, context)
 
         def init(key: Array, x: Array, context: Array | None = None) -> Params:

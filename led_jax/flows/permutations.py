@@ -26,7 +26,9 @@ def permute(order: np.ndarray | Array) -> Flow:
         return permute_by(order, jnp.argsort(order))
     order = np.asarray(order)
     if sorted(order.ravel().tolist()) != list(range(order.size)) or order.ndim != 1:
-        raise ValueError(f"permute: expected a permutation of 0..{order.size - 1}, got {order}")
+        raise ValueError(
+            f"permute: order must be a permutation of 0..{order.size - 1}, got {order}"
+        )
     return permute_by(order, np.argsort(order))
 
 
@@ -40,8 +42,8 @@ def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> 
     """
 
     def take(x: Array, indices) -> Array:
-        if x.shape[-1] != len(indices):
-            raise ValueError(f"permute: expected an input [..., {len(indices)}], got {x.shape}")
+        if x.shape[-1:] != (len(indices),):
+            raise ValueError(f"permute: expected x of shape [..., {len(indices)}], got {x.shape}")
         if isinstance(indices, np.ndarray):
             # As slices, whose gradient is a slice: that of a gather is a scatter.
             for step in (1, -1):

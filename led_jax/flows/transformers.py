@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.checks import check_raw
 from led_jax.descriptions import constructor, describe, register
-from led_jax.numerics import log_sigmoid, match_rank, softplus, widened
+from led_jax.numerics import as_float, log_sigmoid, match_rank, softplus, widened
 
 # `gate` closes no further than to e^-20, beyond what float32 resolves: its inverse stays finite.
 _MIN_LOGIT = -20.0
@@ -38,8 +39,9 @@ class _Transformer(NamedTuple):
 class Transformer(_Transformer):
     """An elementwise monotone map and its inverse.
 
-    The class derives from the tuple so that a transformer may have a `__doc__` of its own, which
-    `help` shows.
+    Its functions take whatever holds real numbers, and refuse a `raw` of another number of
+    parameters. The class derives from the tuple so that a transformer may have a `__doc__` of its
+    own, which `help` shows.
 
     Attributes:
       num_params: number P of parameters for each entry.
@@ -50,6 +52,29 @@ class Transformer(_Transformer):
         search for a root; or "both". A density that mostly scores wants its flow's `inverse` cheap,
         one that mostly samples `apply`; `flows.invert` exchanges them.
     """
+
+    def __new__(
+        cls,
+        num_params: int,
+        apply: Callable[[Array, Array], tuple[Array, Array]],
+        inverse: Callable[[Array, Array], tuple[Array, Array]],
+        cheap: Literal["apply", "inverse", "both"],
+    ) -> "Transformer":
+        """A transformer whose functions check their arguments."""
+        apply, inverse = _checked(num_params, apply), _checked(num_params, inverse)
+        return super().__new__(cls, num_params, apply, inverse, cheap)
+
+
+def _checked(
+    num_params: int, transform: Callable[[Array, Array], tuple[Array, Array]]
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    @functools.wraps(transform)
+    def checked(raw: Array, x: Array) -> tuple[Array, Array]:
+        raw, x = as_float("raw", raw), as_float("x", x)
+        check_raw("transformer", num_params, raw, x)
+        return transform(raw, x)
+
+    return checked
 
 
 def _split(raw: Array) -> tuple[Array, Array]:
@@ -196,7 +221,7 @@ def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
       ValueError: if there are no bins or more than fit in, or the bound is not positive.
     """
     if not 1 <= num_bins < 1 / _MIN_BIN:
-        raise ValueError(f"spline: expected 1 to {1 / _MIN_BIN - 1:.0f} bins, got {num_bins}")
+        raise ValueError(f"spline: num_bins must be 1 to {1 / _MIN_BIN - 1:.0f}, got {num_bins}")
     if bound is not None and not 0 < bound < math.inf:
         raise ValueError(f"spline: bound must be positive, or None for [0, 1], got {bound}")
     low, high = (0.0, 1.0) if bound is None else (-bound, bound)

@@ -1,12 +1,14 @@
 import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
 
 from experiments.config import Config
-from experiments.flags import from_command, to_command
+from experiments.flags import define_flags, from_command, to_command
 from experiments.models import build_led
 from experiments.workdir import check_workdir, read_config, write_config, write_json
 from led_jax import data, densities, flows
@@ -298,3 +300,10 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_help_lists_every_flag():
+    values = flags.FlagValues()
+    define_flags(values)
+    text = values.module_help(sys.argv[0])
+    assert all(f"{field.name}:" in text for field in dataclasses.fields(Config))

@@ -210,3 +210,9 @@ def test_main_writes_the_table_column_by_column(finished, monkeypatch, capsys):
     assert tables[1] == [(0, ["b", "a"], nlls[0]), (1, ["a"], nlls[1])]
     assert (workdir / "table1.md").read_text().count("not run") == 0
     assert (workdir / "table1.png").stat().st_size > 1000
+
+
+def test_the_error_of_one_image_is_unknown():
+    runs = [{"nll": 1.0, "nll_se": None}, {"nll": 2.0, "nll_se": 0.5}]
+    nll, error = sweep_module._mean_and_error(runs)
+    assert nll == 1.5 and np.isnan(error)

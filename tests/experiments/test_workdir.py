@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import math
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from experiments.workdir import check_path, hold, read_config
+from experiments.workdir import check_path, defined, hold, read_config, read_json, write_json
 
 HOLDER = """
 import pathlib, sys, time
@@ -106,3 +107,9 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
             check_path(tmp_path / name)
     check_path(tmp_path)
     check_path(tmp_path / "new" / "er")
+
+
+def test_a_number_that_is_not_there_is_null(tmp_path):
+    record = {"nll_se": defined(math.nan), "nll": defined(1.5)}
+    write_json(tmp_path / "a.json", record)
+    assert read_json(tmp_path / "a.json") == {"nll_se": None, "nll": 1.5}

@@ -121,7 +121,7 @@ def test_repeat_gives_each_layer_its_constants(monkeypatch):
 
 @pytest.mark.parametrize("depth", [2, 20])
 def test_repeat_says_at_once_what_is_wrong_with_constants(depth):
-    with pytest.raises(ValueError, match="permute: expected a permutation"):
+    with pytest.raises(ValueError, match="permute: order must be a permutation"):
         flows.repeat(flows.permute, depth, np.zeros((depth, 2), int))
 
 

@@ -47,13 +47,13 @@ def test_a_fresh_conditioner_emits_zeros_from_live_hidden_layers(make, context_d
 @pytest.mark.parametrize("hidden", [(), (0,), (8, -1)])
 @pytest.mark.parametrize("make", [flows.mlp, flows.made])
 def test_widths_must_be_positive(make, hidden):
-    with pytest.raises(ValueError, match="expected one or more positive widths, got hidden="):
+    with pytest.raises(ValueError, match="hidden must be .* of 1 or more|widths, got hidden="):
         make(hidden)
 
 
 def test_made_wants_its_own_width():
     network = flows.made((4,))(2, 5)
-    with pytest.raises(ValueError, match=r"made: expected an input \[\.\.\., 5\], got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"made: expected x of shape \[\.\.\., 5\], got \(3, 4\)"):
         network.init(KEY, normal((3, 4)))
 
 
@@ -175,10 +175,10 @@ def test_convnet_sees_its_neighbourhood(depth):
 
 @pytest.mark.parametrize("make", [flows.convnet, flows.pixelcnn])
 def test_bad_maps(make):
-    with pytest.raises(ValueError, match="expected one or more positive widths, got hidden="):
+    with pytest.raises(ValueError, match="hidden must be .* of 1 or more|widths, got hidden="):
         make((2, 2, 1), ())
     for shape in ((4, 2), (4, 0, 1)):
-        with pytest.raises(ValueError, match=r"expected an event shape \(H, W, C\), got \(4, "):
+        with pytest.raises(ValueError, match=r"event_shape must be \(H, W, C\), got \(4, "):
             make(shape)
     for context_dim in (5, 0):
         with pytest.raises(ValueError, match=f"must be a multiple of 4, got {context_dim}"):

@@ -46,7 +46,7 @@ def test_no_parameters():
 
 @pytest.mark.parametrize("order", [[0, 0], [1, 2], [0, 2, 1, 1], [-1, 0], [[0, 1], [1, 0]]])
 def test_not_a_permutation(order):
-    with pytest.raises(ValueError, match=r"permute: expected a permutation of 0\.\.\d, got"):
+    with pytest.raises(ValueError, match=r"permute: order must be a permutation of 0\.\.\d, got"):
         flows.permute(np.array(order))
 
 
@@ -55,6 +55,6 @@ def test_wrong_width(order):
     flow = flows.permute(np.array(order))
     for direction in (flow.apply, flow.inverse):
         with pytest.raises(
-            ValueError, match=r"permute: expected an input \[\.\.\., 3\], got \(2,\)"
+            ValueError, match=r"permute: expected x of shape \[\.\.\., 3\], got \(2,\)"
         ):
             direction((), jnp.zeros(2))

@@ -141,7 +141,7 @@ def test_derivatives_of_the_inverse_in_both_modes_and_of_second_order(x64, trans
         x, log_det = transformer.inverse(raw * (1 + t), y + 0.1 * t)
         return jnp.stack([x, log_det])
 
-    first, second = jax.jit(lambda t: (jax.jacfwd(along)(t), jax.jacfwd(jax.jacrev(along))(t)))(0.0)
+    first, second = jax.jit(lambda t: (jax.jacfwd(along)(t), jax.jacrev(jax.jacrev(along))(t)))(0.0)
     h = 1e-4
     values = [np.asarray(jax.jit(along)(t)) for t in (-h, 0.0, h)]
     np.testing.assert_allclose(first, (values[2] - values[0]) / (2 * h), rtol=1e-5, atol=1e-5)
@@ -237,7 +237,7 @@ def test_sigmoid_mixtures_log_slope_does_not_cancel_far_out():
 
 @pytest.mark.parametrize("num_bins", [0, -1, 1000])
 def test_spline_needs_bins_that_fit(num_bins):
-    with pytest.raises(ValueError, match=f"expected 1 to 999 bins, got {num_bins}"):
+    with pytest.raises(ValueError, match=f"num_bins must be 1 to 999, got {num_bins}"):
         spline(num_bins)
 
 

@@ -1,0 +1,426 @@
+"""A thousand calls of public functions with random arguments, right ones and wrong ones.
+
+Each ends in the result that right arguments give, or in an error of this library that names a wrong
+argument. What succeeds is traced and not compiled.
+"""
+
+import functools
+import re
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import led_jax
+from led_jax import (
+    LED,
+    decoders,
+    densities,
+    descriptions,
+    encoders,
+    estimators,
+    flows,
+    likelihoods,
+    networks,
+    objectives,
+    priors,
+    variational,
+)
+
+HOME = Path(led_jax.__file__).parent
+KEY = jax.random.key(0)
+
+
+class Pool(NamedTuple):
+    """Values of an argument: each of the right ones gives the same shapes, each wrong one fails."""
+
+    right: tuple[Any, ...]
+    wrong: tuple[Any, ...]
+
+
+class Target(NamedTuple):
+    """A public function with a pool for each argument; `traced` if it may run under eval_shape."""
+
+    function: Any
+    pools: dict[str, Pool]
+    traced: bool = True
+
+
+def pool(*right, wrong=()):
+    return Pool(right, tuple(wrong))
+
+
+JUNK = ("4", None, object(), {"a": 1}, 1j)
+STACK = flows.real_nvp((4,), 2, hidden=(8,))
+NORMAL = densities.standard_normal((4,))
+KEYS = pool(KEY, jax.random.PRNGKey(1), wrong=(0, None, "0", jnp.zeros(2), jax.random.split(KEY)))
+
+
+def numbers(shape, *wrong_shapes, optional=False):
+    """An array of this shape: floats, or what becomes floats at the door."""
+    ones = np.ones(shape)
+    right = [
+        jnp.ones(shape),
+        ones,
+        ones.astype(int),
+        ones.astype(np.uint8),
+        ones > 0,
+        ones.tolist(),
+    ]
+    wrong = [value for value in JUNK if value is not None or not optional]
+    wrong += [ones * 1j, jax.random.split(KEY, 4), np.full(shape, "a"), *map(np.ones, wrong_shapes)]
+    return Pool(tuple(right), tuple(wrong))
+
+
+X = numbers((3, 4), (3, 5), (4, 3), (), (3, 1))
+ANY_WIDTH = numbers((3, 4))
+Z = numbers((3, 2), (3, 3), (2, 3), ())
+CONTEXT = numbers((3, 3), (3, 2), (4, 3), (2, 3, 3), ())
+EVENT = pool((4,), [4], np.array([4]), wrong=(4, "4", (2.5,), (-1,), None, {4}, ("a",), 4.0, (1j,)))
+DEPTH = pool(
+    2, np.int64(2), np.int8(2), wrong=(2.5, 2.0, "2", None, -1, [2], True, jnp.ones(()), 1j)
+)
+COUNT = pool(2, np.int64(2), wrong=(2.5, "2", None, -1, 0, [2], False, 1j, (2,)))
+HIDDEN = pool((8,), [8], np.array([8]), wrong=(8, "8", (0,), (-1,), (8.5,), None, {8}, ("a",)))
+WIDTHS = Pool(HIDDEN.right, (*HIDDEN.wrong, ()))
+SAMPLES = pool((3,), [3], np.array([3]), wrong=(3, "3", (2.5,), (-1,), None, {3}, ("a",), 3.0))
+SEED = pool(0, np.int64(0), wrong=(-1, 1.5, "0", None, (0,)))
+TRANSFORMER = pool(flows.affine, flows.scaled(0.5), wrong=("affine", STACK, 3, flows.gate, None))
+CONDITIONER = pool(
+    flows.mlp((8,)), wrong=("mlp", 3, None, STACK, flows.made((8,)), flows.mlp((8,))(2, 2))
+)
+FLOW = pool(STACK, wrong=(NORMAL, "nvp", None, 3, flows.real_nvp, flows.affine))
+DENSITY = pool(NORMAL, wrong=(STACK, "normal", None, 3, densities.standard_normal))
+POSITIVE = pool(1.0, 1, np.float32(1), wrong=("1", None, 1j, [1.0], np.nan, 0, -1.0, True, np.inf))
+OPTIONAL_WIDTH = pool(3, np.int64(3), wrong=(0, -1, 2.5, "3", (3,), 1j))
+FLOW_PARAMS = (None, (), "a", 3, {"a": 1}, [1, 2], {"bias": jnp.ones((2, 3))}, (jnp.ones(3),))
+
+
+def methods(name, value, pools, *fields):
+    """Targets for the functions of a value, with parameters for `params`."""
+    return {f"{name}.{field}": Target(getattr(value, field), pools[field]) for field in fields}
+
+
+def zeros(init, *args):
+    """Parameters of the right shapes, without a compilation."""
+    shapes = jax.eval_shape(init, *args)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.zeros(leaf.shape, leaf.dtype)), shapes)
+
+
+def of_flow(flow, x=X, context=None):
+    right_context = None if context is None else context.right[0]
+    params = zeros(flow.init, KEY, x.right[0], right_context)
+    own = pool(params, wrong=() if not jax.tree.leaves(params) else FLOW_PARAMS)
+    more = {} if context is None else {"context": context}
+    pools = {name: {"params": own, "x": x, **more} for name in ("apply", "inverse")}
+    pools["init"] = {"key": KEYS, "x": x if own.wrong else ANY_WIDTH, **more}
+    return methods(repr(flow), flow, pools, "init", "apply", "inverse")
+
+
+def of_density(density):
+    params = zeros(density.init, KEY, X.right[0])
+    own = pool(params, wrong=() if not jax.tree.leaves(params) else FLOW_PARAMS)
+    pools = {
+        "init": {"key": KEYS, "x": ANY_WIDTH},
+        "log_prob": {"params": own, "x": X},
+        "sample_and_log_prob": {"params": own, "key": KEYS, "sample_shape": SAMPLES},
+    }
+    return methods(repr(density), density, pools, *pools)
+
+
+MODEL = LED(
+    encoders.mlp_encoder(2, (8,), context_dim=3),
+    flows.iaf((2,), 1, (8,), context_dim=3),
+    densities.transformed(densities.standard_normal((2,)), flows.real_nvp((2,), 2, (8,))),
+    decoders.mlp_decoder(4, (8,)),
+)
+ENCODER = networks.MLP((8, 4))
+
+
+@functools.cache
+def targets():
+    params = zeros(MODEL.init, KEY, X.right[0])
+    wrong_params = (None, (), "a", 3, {"encoder": 1}, {"a": 1}, params["decoder"], [1, 2])
+    own = pool(params, wrong=wrong_params)
+    # Concrete data may not have values that the decoder does not take.
+    data = X._replace(wrong=(*X.wrong, -np.ones((3, 4)), np.full((3, 4), 16)))
+    rows = X._replace(wrong=tuple(x for x in X.wrong if np.shape(x) != (4, 3)))
+    decoder = MODEL.decoder
+    of_decoder = pool(params["decoder"], wrong=FLOW_PARAMS)
+    of_encoder = pool(params["encoder"], wrong=FLOW_PARAMS)
+    log_density = pool(lambda x: -jnp.square(x).sum(-1), wrong=("p", None, 3, NORMAL))
+    raw = numbers((3, 2, 4), (3, 3, 4), (4,), (3, 2, 5), ())
+    one_raw = numbers((3, 1, 4), (3, 2, 4), (4,), (3, 1, 5), ())
+    found = {
+        **of_flow(STACK),
+        **of_flow(flows.real_nvp((4,), 2, (8,), context_dim=3), context=CONTEXT),
+        **of_flow(flows.iaf((4,), 2, (8,), context_dim=3), context=CONTEXT),
+        **of_flow(flows.planar((4,), 2)),
+        **of_flow(flows.radial((4,), 2)),
+        **of_flow(flows.lu((4,), context_dim=3), context=CONTEXT),
+        **of_flow(flows.householder((4,), 2)),
+        **of_flow(flows.triangular_sylvester((4,), 2)),
+        **of_flow(flows.flatten(flows.actnorm(), (4,))),
+        **of_flow(flows.permute(np.array([1, 0, 3, 2]))),
+        **of_flow(flows.coupling(np.array([True, False, True, False]), flows.mlp((8,)))),
+        **of_density(NORMAL),
+        **of_density(densities.uniform((4,))),
+        **of_density(densities.mixture_of_normals((4,), 2)),
+        **of_density(densities.transformed(NORMAL, STACK)),
+        "real_nvp": Target(
+            flows.real_nvp,
+            {"event_shape": EVENT, "depth": DEPTH, "hidden": WIDTHS, "seed": SEED}
+            | {"transformer": TRANSFORMER, "context_dim": OPTIONAL_WIDTH}
+            | {"mask": pool("random", wrong=("half", 3, None, np.ones(4, bool)))}
+            | {"conditioner": pool(flows.mlp, wrong=("mlp", None, 3, STACK, flows.mlp((8,))))},
+        ),
+        "iaf": Target(
+            flows.iaf,
+            {"event_shape": EVENT, "depth": DEPTH, "hidden": WIDTHS, "context_dim": OPTIONAL_WIDTH}
+            | {"transformer": TRANSFORMER._replace(wrong=TRANSFORMER.wrong[:-1])}
+            | {"conditioner": pool(flows.made, wrong=("made", None, 3, STACK))},
+        ),
+        "coupling": Target(
+            flows.coupling,
+            {"conditioner": CONDITIONER, "transformer": TRANSFORMER}
+            | {"mask": pool(np.array([True, False]), [True, False], wrong=("ab", 3, None, [1, 0]))},
+        ),
+        "autoregressive": Target(
+            flows.autoregressive,
+            {"conditioner": pool(flows.made((8,)), wrong=("made", 3, None, STACK))}
+            | {"transformer": TRANSFORMER},
+        ),
+        "made": Target(flows.made, {"hidden": WIDTHS, "context_dim": OPTIONAL_WIDTH}),
+        "mlp": Target(
+            flows.mlp,
+            {"hidden": WIDTHS, "context_dim": OPTIONAL_WIDTH}
+            | {"activation": pool(jax.nn.relu, wrong=("relu", 3, None))},
+        ),
+        "convnet": Target(
+            flows.convnet,
+            {"event_shape": pool((2, 2, 1), [2, 2, 1], wrong=((4,), 4, "abc", (2, 2, 0), None))}
+            | {"hidden": WIDTHS},
+        ),
+        "chain": Target(flows.chain, {"flows": FLOW}),
+        "invert": Target(flows.invert, {"flow": FLOW}),
+        "flatten": Target(flows.flatten, {"flow": FLOW, "event_shape": EVENT}),
+        "repeat": Target(
+            flows.repeat, {"layer": FLOW._replace(wrong=FLOW.wrong[:-2]), "depth": DEPTH}
+        ),
+        "permute": Target(
+            flows.permute, {"order": pool([1, 0], np.array([1, 0]), wrong=([1, 1], "ab", None, 3))}
+        ),
+        "actnorm": Target(flows.actnorm, {"event_ndims": pool(1, wrong=(-1, "1", 1.5, None))}),
+        "planar": Target(flows.planar, {"event_shape": EVENT, "depth": DEPTH}),
+        "lu": Target(flows.lu, {"event_shape": EVENT, "context_dim": OPTIONAL_WIDTH}),
+        "householder": Target(flows.householder, {"event_shape": EVENT, "num_reflections": COUNT}),
+        "triangular_sylvester": Target(
+            flows.triangular_sylvester, {"event_shape": EVENT, "depth": DEPTH}
+        ),
+        "scaled": Target(flows.scaled, {"max_log_scale": POSITIVE}),
+        "gate": Target(flows.gate, {"bias": pool(1.0, -1, wrong=("1", None, 1j, [1.0], True))}),
+        "spline": Target(
+            flows.spline,
+            {"num_bins": COUNT, "bound": POSITIVE._replace(wrong=("1", 1j, [1.0], np.nan, 0, -1))},
+        ),
+        "sigmoid_mixture": Target(flows.sigmoid_mixture, {"num_units": COUNT}),
+        **{
+            f"{name}.{field}": Target(getattr(transformer, field), {"raw": raw, "x": X_OF_RAW})
+            for name, transformer in [("affine", flows.affine), ("gated", flows.gated)]
+            for field in ("apply",)
+        },
+        "additive.apply": Target(flows.additive.apply, {"raw": one_raw, "x": X_OF_RAW}),
+        "standard_normal": Target(densities.standard_normal, {"event_shape": EVENT}),
+        "mixture_of_normals": Target(
+            densities.mixture_of_normals, {"event_shape": EVENT, "num_components": COUNT}
+        ),
+        "transformed": Target(densities.transformed, {"base": DENSITY, "flow": FLOW}),
+        "gaussian": Target(likelihoods.gaussian, {"std": POSITIVE}),
+        "discretized_logistic": Target(likelihoods.discretized_logistic, {"num_components": COUNT}),
+        "bernoulli.log_prob": Target(
+            likelihoods.bernoulli().log_prob, {"raw": one_raw, "x": X_OF_RAW}
+        ),
+        "gaussian.log_prob": Target(
+            likelihoods.gaussian(1.0).log_prob, {"raw": one_raw, "x": X_OF_RAW}
+        ),
+        "mlp_decoder": Target(
+            decoders.mlp_decoder,
+            {"x_dim": COUNT, "hidden": HIDDEN}
+            | {"likelihood": pool(likelihoods.bernoulli(), wrong=("bernoulli", 3, decoder))},
+        ),
+        "decoder": Target(
+            decoders.decoder,
+            {"likelihood": pool(likelihoods.bernoulli(), wrong=(None, "a", 3, decoder))}
+            | {"network": pool(ENCODER, wrong=(None, "mlp", 3, decoder, networks.MLP))},
+        ),
+        "decoder.log_prob": Target(decoder.log_prob, {"params": of_decoder, "z": Z, "x": X}),
+        "decoder.mean": Target(decoder.mean, {"params": of_decoder, "z": Z}),
+        "decoder.sample": Target(decoder.sample, {"params": of_decoder, "key": KEYS, "z": Z}),
+        "mlp_encoder": Target(encoders.mlp_encoder, {"latent_dim": COUNT, "hidden": HIDDEN}),
+        "gaussian_encoder": Target(
+            encoders.gaussian_encoder,
+            {
+                "module": pool(ENCODER, wrong=("mlp", None, 3, networks.MLP, STACK)),
+                "latent_dim": COUNT,
+            },
+        ),
+        "encoder.apply": Target(MODEL.encoder.apply, {"params": of_encoder, "x": rows}),
+        "vamp": Target(priors.vamp, {"num_components": COUNT}),
+        "data_subset": Target(priors.data_subset, {"num_components": COUNT}),
+        "lift": Target(priors.lift, {"density": DENSITY}),
+        "elbo": Target(
+            objectives.elbo,
+            {"kl_weight": pool(1.0, 1, wrong=("1", None, 1j, [1.0]))}
+            | {"free_bits": pool(1.0, 0, wrong=("1", None, 1j, -1.0, np.nan))},
+        ),
+        "iwae": Target(objectives.iwae, {"num_samples": COUNT}),
+        "dreg": Target(objectives.dreg, {"num_samples": COUNT}),
+        "elbo.loss": Target(
+            functools.partial(objectives.elbo().loss, MODEL, params, ()),
+            {"key": KEYS, "x": X, "step": pool(0)},
+        ),
+        "LED": Target(
+            LED,
+            {"encoder": pool(MODEL.encoder, wrong=(ENCODER, "mlp", None, decoder, STACK))}
+            | {"posterior": pool(MODEL.posterior, wrong=(NORMAL, "iaf", None, flows.iaf))}
+            | {"prior": pool(MODEL.prior, priors.vamp(2), wrong=(STACK, "nvp", None, flows.iaf))}
+            | {"decoder": pool(decoder, wrong=(ENCODER, "mlp", None, likelihoods.bernoulli()))},
+        ),
+        "LED.init": Target(MODEL.init, {"key": KEYS, "x": ANY_WIDTH}),
+        "LED.elbo": Target(
+            MODEL.elbo, {"params": own, "key": KEYS, "x": X, "sample_shape": SAMPLES}
+        ),
+        "LED.encode": Target(MODEL.encode, {"params": own, "key": KEYS, "x": rows}),
+        "LED.decode": Target(MODEL.decode, {"params": own, "z": Z}),
+        "LED.reconstruct": Target(MODEL.reconstruct, {"params": own, "key": KEYS, "x": rows}),
+        "LED.sample": Target(MODEL.sample, {"params": own, "key": KEYS, "sample_shape": SAMPLES}),
+        "LED.log_weight": Target(MODEL.log_weight, {"params": own, "z": Z, "x": X}),
+        "importance_weighted_bound": Target(
+            estimators.importance_weighted_bound,
+            {"params": own, "key": KEYS, "x": X, "num_samples": COUNT}
+            | {"led": pool(MODEL, wrong=("led", None, 3, STACK, NORMAL))},
+        ),
+        "nll": Target(
+            estimators.nll,
+            {"led": pool(MODEL, wrong=("led", None, 3, STACK, NORMAL)), "params": own}
+            | {"key": KEYS, "x": data, "num_samples": COUNT, "batch_size": COUNT},
+            traced=False,
+        ),
+        "marginal_matching": Target(
+            estimators.marginal_matching,
+            {"led": pool(MODEL, wrong=("led", None, 3, STACK, NORMAL)), "params": own}
+            | {"key": KEYS, "x": data, "num_samples": COUNT},
+            traced=False,
+        ),
+        "to_samples": Target(
+            variational.to_samples,
+            {"density": DENSITY, "params": pool(()), "key": KEYS, "samples": X}
+            | {"num_steps": COUNT, "batch_size": COUNT, "learning_rate": POSITIVE},
+            traced=False,
+        ),
+        "to_log_density": Target(
+            variational.to_log_density,
+            {"density": DENSITY, "params": pool(()), "key": KEYS, "log_density": log_density}
+            | {"num_steps": COUNT, "batch_size": COUNT, "learning_rate": POSITIVE},
+            traced=False,
+        ),
+        "evidence": Target(
+            variational.evidence,
+            {"density": DENSITY, "params": pool(()), "key": KEYS, "log_density": log_density}
+            | {"num_samples": pool(30, wrong=(24, -1, "30", None, 30.5, (30,)))},
+            traced=False,
+        ),
+        "from_json": Target(
+            lambda model: descriptions.from_json(model),
+            {
+                "model": pool(
+                    descriptions.to_json(STACK),
+                    wrong=({"make": "os.system"}, {"make": 3}, {"a": 1}),
+                )
+            },
+        ),
+        "to_json": Target(
+            lambda model: descriptions.to_json(model),
+            {"model": pool(STACK, wrong=(object(), {1: 2}, lambda x: x))},
+        ),
+    }
+    return found
+
+
+# Entries broadcast against those of raw: a last axis of one is right.
+X_OF_RAW = X._replace(wrong=tuple(x for x in X.wrong if np.shape(x) not in ((), (3, 1))))
+
+
+def call(target, arguments):
+    """The result's shapes and dtypes, or a constructor's value."""
+    arguments = dict(arguments)
+    several = [arguments.pop("flows")] if "flows" in arguments else []
+    results = []
+
+    def run():
+        results.append(target.function(*several, **arguments))
+        leaves = jax.tree.leaves(results)
+        return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+
+    if not target.traced:
+        return run()
+    return [(leaf.shape, leaf.dtype) for leaf in jax.eval_shape(run)]
+
+
+@functools.cache
+def expected_of(name):
+    target = targets()[name]
+    return call(target, {argument: p.right[0] for argument, p in target.pools.items()})
+
+
+@pytest.fixture
+def whole_tracebacks():
+    """Those of JAX hide its own frames, one of which may be the one that raises."""
+    before = jax.config.jax_traceback_filtering
+    jax.config.update("jax_traceback_filtering", "off")
+    yield
+    jax.config.update("jax_traceback_filtering", before)
+
+
+def assert_refused_by_us(error, wrong, what):
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    assert type(error) in (ValueError, TypeError), f"{what}: {error!r}"
+    assert HOME in Path(frame.filename).parents, f"{what}: raised at {frame}: {error!r}"
+    words = set(re.findall(r"\w+", str(error).replace("parameters", "params")))
+    assert words & set(wrong), f"{what}: {error!r} names none of {set(wrong)}"
+
+
+@given(data=st.data())
+@settings(
+    max_examples=1000,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+def test_right_results_or_an_error_that_names_the_argument(whole_tracebacks, data):
+    table = targets()
+    name = data.draw(st.sampled_from(sorted(table)))
+    target = table[name]
+    refusable = sorted(argument for argument, p in target.pools.items() if p.wrong)
+    fewest = 0 if target.traced else 1
+    wrong = data.draw(st.sets(st.sampled_from(refusable), min_size=fewest, max_size=2))
+    arguments = {
+        argument: data.draw(st.sampled_from(p.wrong if argument in wrong else p.right))
+        for argument, p in target.pools.items()
+    }
+    what = f"{name}({', '.join(f'{k}={arguments[k]!r}' for k in wrong or arguments)})"
+    try:
+        found = call(target, arguments)
+    except Exception as error:
+        assert wrong, f"{what}: {error!r}"
+        assert_refused_by_us(error, wrong, what)
+    else:
+        assert not wrong, f"{what} went through"
+        assert found == expected_of(name), what
