@@ -65,6 +65,12 @@ class Config:
         "stay what they are.",
         choices=("static", "dynamic"),
     )
+    condition: str = _field(
+        "",
+        "labels makes the model one of p(x|c), where c are the data's labels, one-hot; of FILE.npz "
+        "they are train_labels and so on, and may be covariates [n, C].",
+        choices=("", "labels"),
+    )
     network: str = _field(
         "mlp",
         "Encoder and decoder: 2 x 200 ReLU units, or residual convolutions.",

@@ -94,7 +94,8 @@ def make_flows(config: Config) -> tuple[Flow, Density | Prior]:
     )
     if not isinstance(posterior, Flow):
         raise ValueError(f"--posterior={config.posterior} is no flow, but {posterior!r}")
-    prior, scores = _make(config, "prior", latent_shape)
+    width = None if dataset.context is None else dataset.context["train"].shape[1]
+    prior, scores = _make(config, "prior", latent_shape, context_dim=width)
     if isinstance(prior, Flow):
         # Training scores z under the prior: that takes the direction without a loop or a root find.
         flow = prior if scores else flows.invert(prior)

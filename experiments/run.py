@@ -85,9 +85,7 @@ def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict
             if stop.agreed():
                 raise Stopped(trained)
 
-        estimate = estimate_nll(
-            task, placement, best.eval_params, task.dataset.test, between_batches
-        )
+        estimate = estimate_nll(task, placement, best.eval_params, "test", between_batches)
         if not writes:
             return {}
         check_held()
@@ -103,6 +101,8 @@ class Measured(NamedTuple):
 
     model: str
     image_shape: tuple[int, ...]
+    num_classes: int
+    num_covariates: int
     best_epoch: int
     valid_elbo: float
     test_elbo: float
@@ -122,11 +122,16 @@ class Measured(NamedTuple):
 def _measured(
     task: Task, placement: Placement, params: Any, log: Log, estimate: estimators.NLL
 ) -> Measured:
+    context = task.dataset.context
+    width = 0 if context is None else context["train"].shape[1]
+    is_one_hot = context is not None and context["train"].dtype == np.uint8
     best = max(log["history"], key=lambda record: record["valid_elbo"])
     seconds = log["epoch_seconds"]
     return Measured(
         model=repr(task.led),
         image_shape=task.dataset.image_shape,
+        num_classes=width if is_one_hot else 0,
+        num_covariates=0 if is_one_hot else width,
         best_epoch=best["epoch"],
         valid_elbo=best["valid_elbo"],
         test_elbo=estimate.elbo,
@@ -191,12 +196,13 @@ def estimate_nll(
     task: Task,
     placement: Placement,
     params: Any,
-    split: np.ndarray,
+    split: str,
     between_batches: Callable[[], None] = lambda: None,
 ) -> estimators.NLL:
     """The importance-sampled NLL of a split, with a progress bar."""
     config, writes = task.config, jax.process_index() == 0
-    with tqdm.tqdm(total=len(split), unit="image", desc="nll", disable=not writes) as bar:
+    x, *context = task.dataset.rows(split)
+    with tqdm.tqdm(total=len(x), unit="image", desc="nll", disable=not writes) as bar:
 
         def progress(rows: int) -> None:
             bar.update(rows)
@@ -206,11 +212,12 @@ def estimate_nll(
             task.led,
             params,
             stream(config, "nll"),
-            split,
+            x,
             config.nll_samples,
             samples_per_chunk=samples_per_chunk(config),
             progress=progress,
             placement=placement,
+            context=context[0] if context else None,
         )
 
 
@@ -232,13 +239,25 @@ def draw_pictures(
     history: list[dict[str, float]],
     workdir: pathlib.Path,
 ) -> None:
-    """Writes curves.png and, of images, samples.png and reconstructions.png."""
+    """Writes curves.png and, of images, samples.png and reconstructions.png.
+
+    Samples of a model that is conditional have a row for each of ten contexts of the validation
+    split, with labels for each of ten classes.
+    """
     plots.curves(workdir / "curves.png", history)
     z_key, reconstruct_key = jax.random.split(stream(config, "pictures"))
-    z, _ = led.prior_sample_and_log_prob(params, z_key, (100,))
-    samples = led.decode(params, z)
-    images = jnp.asarray(dataset.valid[:50], jnp.float32)
-    reconstructions = led.reconstruct(params, reconstruct_key, images)
+    x, *contexts = dataset.rows("valid")
+    of_samples = of_images = None
+    if contexts:
+        # One-hot rows in reverse order begin with the first class.
+        distinct = jnp.asarray(np.unique(contexts[0], axis=0)[:-11:-1], jnp.float32)
+        of_samples = distinct[np.arange(100) // 10 % len(distinct)]
+        of_images = jnp.asarray(contexts[0][:50], jnp.float32)
+    num_draws = (100,) if of_samples is None else ()
+    z, _ = led.prior_sample_and_log_prob(params, z_key, num_draws, of_samples)
+    samples = led.decode(params, z, of_samples)
+    images = jnp.asarray(x[:50], jnp.float32)
+    reconstructions = led.reconstruct(params, reconstruct_key, images, of_images)
     # Rows of ten images, each row above its reconstructions.
     blank = jnp.zeros((-len(images) % 10, images.shape[1]))
     rows = (jnp.concatenate([half, blank]) for half in (images, reconstructions))

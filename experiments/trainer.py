@@ -49,9 +49,10 @@ class Task(NamedTuple):
 
     def state_shape(self) -> TrainState:
         """Shapes and dtypes of the run's states."""
-        rows = self.dataset.train[: training.INIT_ROWS]
+        rows, *context = (a[: training.INIT_ROWS] for a in self.dataset.rows("train"))
         x = jax.eval_shape(self.dataset.prepare, jax.random.key(0), rows)
-        return training.state_shape(self.led, self.optimizer, x, self.objective)
+        some = [jax.ShapeDtypeStruct(c.shape, x.dtype) for c in context]
+        return training.state_shape(self.led, self.optimizer, x, self.objective, *some)
 
 
 def make_task(config: Config) -> Task:
@@ -72,6 +73,7 @@ def make_task(config: Config) -> Task:
         seed=config.data_seed,
         split=config.split_parts,
         values=likelihood.values,
+        condition=config.condition,
     )
     steps_per_epoch = len(dataset.train) // config.batch_size
     if not steps_per_epoch:

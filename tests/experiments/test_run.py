@@ -81,9 +81,7 @@ def test_averaged_parameters_are_scored_and_saved_and_patience_ends_a_run(tmp_pa
     task, best = load_run(config, tmp_path)
     _, params = led_jax.load(tmp_path)
     assert_trees_equal(params, jax.device_put(best.eval_params))
-    scored = run_module.estimate_nll(
-        task, trainer.make_placement(config), params, task.dataset.test
-    )
+    scored = run_module.estimate_nll(task, trainer.make_placement(config), params, "test")
     assert scored.nll == result["nll"]
     # Its end is on record: going on trains no further.
     (tmp_path / "result.json").unlink()
