@@ -15,6 +15,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from absl import app, flags
@@ -113,7 +114,7 @@ def read_rows(path: pathlib.Path, name: str, led: LED, params: Any, context_dim:
     name = name or names[0]
     (array,) = data.read_npz(path, [name]).values()
     rows = data.check_rows(f"{path}: {name}", array, led.decoder.values)
-    context = np.zeros(context_dim, np.float32) if context_dim else None
+    context = jnp.zeros(context_dim) if context_dim else None
     one = jax.eval_shape(lambda: led.sample(params, jax.random.key(0), (), context))
     size = one.shape[-1]
     if rows.shape[1] != size:
