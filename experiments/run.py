@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorboardX
 import tqdm
 
 import led_jax
@@ -239,7 +240,7 @@ def draw_pictures(
     history: list[dict[str, float]],
     workdir: pathlib.Path,
 ) -> None:
-    """Writes curves.png and, of images, samples.png and reconstructions.png.
+    """Writes curves.png and, of images, samples.png and reconstructions.png, also for TensorBoard.
 
     Samples of a model that is conditional have a row for each of ten contexts of the validation
     split, with labels for each of ten classes.
@@ -264,10 +265,9 @@ def draw_pictures(
     pairs = jnp.stack([half.reshape(-1, 10, images.shape[1]) for half in rows], 1)
     if not plots.is_image(dataset.image_shape):
         return
-    for name, pixels in (("samples", samples), ("reconstructions", pairs)):
-        plots.image_grid(
-            workdir / f"{name}.png",
-            np.asarray(pixels.reshape(-1, *dataset.image_shape)),
-            10,
-            white=white_of(led),
-        )
+    with tensorboardX.SummaryWriter(str(workdir)) as board:
+        for name, pixels in (("samples", samples), ("reconstructions", pairs)):
+            path = workdir / f"{name}.png"
+            images = np.asarray(pixels.reshape(-1, *dataset.image_shape))
+            plots.image_grid(path, images, 10, white=white_of(led))
+            board.add_image(name, plots.read_image(path), history[-1]["epoch"], dataformats="HWC")

@@ -19,8 +19,8 @@ from jax import Array
 from experiments.config import Config
 from experiments.models import (
     build_led,
+    decoder_values,
     make_flows,
-    make_likelihood,
     make_objective,
     make_optimizer,
 )
@@ -61,7 +61,7 @@ def make_task(config: Config) -> Task:
     Raises:
       ValueError: if the data are not what they should be, or too few for a batch.
     """
-    likelihood = make_likelihood(config)
+    values = decoder_values(config)
     # What cannot be is refused before the data are loaded. The number of steps does not matter yet.
     make_flows(config)
     make_optimizer(config, 1000)
@@ -72,7 +72,7 @@ def make_task(config: Config) -> Task:
         binarize=config.binarize,
         seed=config.data_seed,
         split=config.split_parts,
-        values=likelihood.values,
+        values=values,
         condition=config.condition,
     )
     steps_per_epoch = len(dataset.train) // config.batch_size
