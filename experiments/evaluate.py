@@ -10,7 +10,6 @@ The last line on standard output is one JSON object.
 
 import dataclasses
 import json
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,10 +17,9 @@ from absl import app, flags
 
 from experiments import distributed
 from experiments.flags import required_workdir, start
-from experiments.run import estimate_nll, load_run, samples_per_chunk
-from experiments.trainer import Task, stream
+from experiments.run import bayes_accuracy, estimate_nll, load_run
 from experiments.workdir import read_config
-from led_jax import data, estimators, sharding
+from led_jax import data, sharding
 
 flags.DEFINE_string("workdir", "", "Directory of the run, which every process reads.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Rows to evaluate.")
@@ -63,26 +61,9 @@ def main(argv: list[str]) -> None:
             "seed": config.seed,
         }
         if _CLASSIFY.value:
-            result["accuracy"] = accuracy(task, placement, best.eval_params, _SPLIT.value)
+            result["accuracy"] = bayes_accuracy(task, placement, best.eval_params, _SPLIT.value)
         if jax.process_index() == 0:
             print(json.dumps(result))
-
-
-def accuracy(task: Task, placement: sharding.Placement, params: Any, split: str) -> float:
-    """The part of a split whose most probable class is its own."""
-    x, context = task.dataset.rows(split)
-    log_posterior = estimators.class_log_posterior(
-        task.led,
-        params,
-        stream(task.config, "classes"),
-        x,
-        np.eye(context.shape[1], dtype=np.uint8),
-        task.config.nll_samples,
-        class_probs=task.dataset.rows("train")[1].mean(0),
-        samples_per_chunk=samples_per_chunk(task.config),
-        placement=placement,
-    )
-    return float((log_posterior.argmax(1) == context.argmax(1)).mean())
 
 
 if __name__ == "__main__":

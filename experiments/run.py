@@ -222,6 +222,26 @@ def estimate_nll(
         )
 
 
+def bayes_accuracy(task: Task, placement: Placement, params: Any, split: str) -> float:
+    """The part of a split whose most probable class, by Bayes's rule from p(x|c), is its own.
+
+    p(c) are the training split's frequencies, and p(x|c) has as many samples as the NLL.
+    """
+    x, context = task.dataset.rows(split)
+    log_posterior = estimators.class_log_posterior(
+        task.led,
+        params,
+        stream(task.config, "classes"),
+        x,
+        np.eye(context.shape[1], dtype=np.uint8),
+        task.config.nll_samples,
+        class_probs=task.dataset.rows("train")[1].mean(0),
+        samples_per_chunk=samples_per_chunk(task.config),
+        placement=placement,
+    )
+    return float((log_posterior.argmax(1) == context.argmax(1)).mean())
+
+
 def samples_per_chunk(config: Config) -> int:
     """Samples at a time in the estimation of the NLL: what was fastest on a CPU."""
     return 5 if config.network == "resconv" and jax.default_backend() == "cpu" else 50

@@ -5,9 +5,8 @@ import pytest
 from support import KEY
 
 import led_jax
-from experiments import evaluate
 from experiments.config import Config
-from experiments.run import load_run, run
+from experiments.run import bayes_accuracy, load_run, run
 from experiments.trainer import make_placement
 from led_jax import estimators
 
@@ -39,7 +38,7 @@ def test_a_run_conditional_on_labels(tmp_path):
     assert (result["num_classes"], result["num_covariates"]) == (3, 0)
     assert (tmp_path / "run" / "samples.png").exists()
     task, best = load_run(config, tmp_path / "run")
-    assert evaluate.accuracy(task, make_placement(config), best.eval_params, "test") > 0.9
+    assert bayes_accuracy(task, make_placement(config), best.eval_params, "test") > 0.9
     # What was saved reads the class: under another one the rows are less probable.
     led, params = led_jax.load(tmp_path / "run")
     x, context = task.dataset.rows("test")
