@@ -49,7 +49,7 @@ def image_grid(
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """A picture that a function of this module wrote, in red, green and blue: `[H, W, 3]`."""
-    return plt.imread(path)[..., :3]
+    return plt.imread(os.fspath(path))[..., :3]
 
 
 def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None:

@@ -290,4 +290,5 @@ def draw_pictures(
             path = workdir / f"{name}.png"
             images = np.asarray(pixels.reshape(-1, *dataset.image_shape))
             plots.image_grid(path, images, 10, white=white_of(led))
-            board.add_image(name, plots.read_image(path), history[-1]["epoch"], dataformats="HWC")
+            epoch = int(history[-1]["epoch"])
+            board.add_image(name, plots.read_image(path), epoch, dataformats="HWC")
