@@ -65,6 +65,12 @@ class Config:
         "stay what they are.",
         choices=("static", "dynamic"),
     )
+    condition: str = _field(
+        "",
+        "labels makes the model one of p(x|c), where c are the data's labels, one-hot; of FILE.npz "
+        "they are train_labels and so on, and may be covariates [n, C].",
+        choices=("", "labels"),
+    )
     network: str = _field(
         "mlp",
         "Encoder and decoder: 2 x 200 ReLU units, or residual convolutions.",
@@ -73,8 +79,10 @@ class Config:
     decoder: str = _field(
         "default",
         "Likelihood of an entry of x, a constructor with its arguments: bernoulli, of black and "
-        "white; discretized_logistic, of levels 0..255, the default for freyfaces; or "
-        "gaussian:std=0.1, of any numbers. The default of all other data is bernoulli.",
+        "white; discretized_logistic, of levels 0..255, the default for freyfaces; "
+        "categorical:num_categories=K, of 0..K-1; gaussian:std=0.1, or learned_gaussian:scale=one, "
+        "entry or network, of any numbers. Or flow, a conditional Real NVP between network and x, "
+        "or another constructor of flows. The default of all other data is bernoulli.",
     )
     weight_norm: bool = _field(False, "Normalize the weights of resconv's layers.")
     latent_dim: int | None = _field(
@@ -226,7 +234,9 @@ class Config:
     def _check_constructors(self) -> None:
         for name in ("decoder", "objective", "optimizer"):
             try:
-                descriptions.parse(self.record()[name])
+                descriptions.parse(
+                    self.decoder_constructor if name == "decoder" else getattr(self, name)
+                )
             except ValueError as error:
                 raise ValueError(
                     f"--{name}={getattr(self, name)} is no constructor: {error}"
@@ -274,6 +284,12 @@ class Config:
         if self.decoder != "default":
             return self.decoder
         return "discretized_logistic" if self.dataset == "freyfaces" else "bernoulli"
+
+    @property
+    def decoder_constructor(self) -> str:
+        """What `likelihood` says, with the constructor's own name."""
+        kind, colon, rest = self.likelihood.partition(":")
+        return {"flow": "real_nvp"}.get(kind, kind) + colon + rest
 
     @property
     def num_epochs(self) -> int:

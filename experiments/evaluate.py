@@ -1,6 +1,9 @@
 r"""Estimates the NLL of a trained run's best state.
 
-    python -m experiments.evaluate --workdir=DIR [--split=test] [--nll_samples=5000]
+    python -m experiments.evaluate --workdir=DIR [--split=test] [--nll_samples=5000] [--classify]
+
+With --classify, of a run with --condition=labels, also the accuracy of the classifier that Bayes's
+rule makes of p(x|c) and the training split's frequencies of the labels.
 
 The last line on standard output is one JSON object.
 """
@@ -9,17 +12,19 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 from absl import app, flags
 
 from experiments import distributed
 from experiments.flags import required_workdir, start
-from experiments.run import estimate_nll, load_run
+from experiments.run import bayes_accuracy, estimate_nll, load_run
 from experiments.workdir import defined, read_config
 from led_jax import data, sharding
 
 flags.DEFINE_string("workdir", "", "Directory of the run, which every process reads.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Rows to evaluate.")
 _NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 5000, "Importance samples a row.", 1)
+_CLASSIFY = flags.DEFINE_bool("classify", False, "Also score each row under every class.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the data are, if no longer where they were.")
 
 
@@ -40,8 +45,10 @@ def main(argv: list[str]) -> None:
         if task.dataset.prepare is not data.cast and _SPLIT.value == "train":
             raise ValueError("--split=train has no NLL where it is binarized afresh every epoch")
         placement = sharding.Placement(sharding.make_mesh())
-        rows = getattr(task.dataset, _SPLIT.value)
-        estimate = estimate_nll(task, placement, best.eval_params, rows)
+        context = task.dataset.context
+        if _CLASSIFY.value and (context is None or context["train"].dtype != np.uint8):
+            raise ValueError("--classify needs a run with --condition=labels, and labels [n]")
+        estimate = estimate_nll(task, placement, best.eval_params, _SPLIT.value)
         result = {
             "dataset": config.dataset,
             "split": _SPLIT.value,
@@ -53,6 +60,8 @@ def main(argv: list[str]) -> None:
             "nll_samples": config.nll_samples,
             "seed": config.seed,
         }
+        if _CLASSIFY.value:
+            result["accuracy"] = bayes_accuracy(task, placement, best.eval_params, _SPLIT.value)
         if jax.process_index() == 0:
             print(json.dumps(result))
 

@@ -7,7 +7,16 @@ from typing import Any, TypeVar
 import optax
 
 from experiments.config import FLOWS, Config
-from led_jax import decoders, densities, descriptions, encoders, flows, likelihoods, optimizers
+from led_jax import (
+    decoders,
+    densities,
+    descriptions,
+    encoders,
+    flows,
+    likelihoods,
+    networks,
+    optimizers,
+)
 from led_jax.data import Dataset
 from led_jax.densities import Density
 from led_jax.flows import Flow
@@ -22,13 +31,45 @@ _FAST_ONE_WAY = ("iaf", "planar", "triangular_sylvester", "householder_sylvester
 """Flows whose `inverse` is a loop or a root find, whatever their transformer."""
 
 
-def make_likelihood(config: Config) -> Likelihood:
-    """What --decoder names.
+_CODE = 64
+"""Width of what a network says of z to a density of x."""
+
+
+def decoder_values(config: Config) -> str:
+    """Which x --decoder takes, as `Likelihood.values`.
 
     Raises:
-      ValueError: if it is no likelihood.
+      ValueError: if it is neither a likelihood nor a constructor of flows or densities.
     """
-    return _make_named("decoder", config.likelihood, Likelihood)
+    name = descriptions.parse(config.decoder_constructor)[0]
+    if "event_shape" in descriptions.parameters(name):
+        return "real"
+    return _make_named("decoder", config.decoder_constructor, Likelihood).values
+
+
+def _make_decoder(config: Config, x_dim: int) -> Likelihood | Density:
+    """A likelihood of each entry of x, or a density of x that reads a context of `_CODE` entries.
+
+    Raises:
+      ValueError: if --decoder names neither.
+    """
+    name, arguments = descriptions.parse(config.decoder_constructor)
+    known = {"event_shape": (x_dim,), "context_dim": _CODE, "depth": 4}
+    taken = descriptions.parameters(name)
+    if "event_shape" not in taken:
+        return _make_named("decoder", config.decoder_constructor, Likelihood)
+    try:
+        value = descriptions.make(
+            name, **{key: v for key, v in known.items() if key in taken} | arguments
+        )
+    except ValueError as error:
+        raise ValueError(f"--decoder={config.decoder} makes no decoder: {error}") from error
+    if isinstance(value, Flow):
+        flow = value if _scores(name, arguments) else flows.invert(value)
+        return densities.transformed(densities.standard_normal((x_dim,)), flow)
+    if not isinstance(value, Density):
+        raise ValueError(f"--decoder={config.decoder} is no decoder, but {value!r}")
+    return value
 
 
 def make_objective(config: Config, num_steps: int) -> Objective:
@@ -81,8 +122,12 @@ def _make_named(flag: str, text: str, kind: type[_T], **defaults: Any) -> _T:
     return value
 
 
-def make_flows(config: Config) -> tuple[Flow, Density | Prior]:
+def make_flows(config: Config, width: int | None = None) -> tuple[Flow, Density | Prior]:
     """The posterior's flow and the prior that a configuration names.
+
+    Args:
+      config: the configuration.
+      width: entries of the context that the whole model is conditional on; None if it is not.
 
     Raises:
       ValueError: if --prior or --posterior is not what a constructor takes.
@@ -94,7 +139,7 @@ def make_flows(config: Config) -> tuple[Flow, Density | Prior]:
     )
     if not isinstance(posterior, Flow):
         raise ValueError(f"--posterior={config.posterior} is no flow, but {posterior!r}")
-    prior, scores = _make(config, "prior", latent_shape)
+    prior, scores = _make(config, "prior", latent_shape, context_dim=width)
     if isinstance(prior, Flow):
         # Training scores z under the prior: that takes the direction without a loop or a root find.
         flow = prior if scores else flows.invert(prior)
@@ -108,17 +153,28 @@ def build_led(config: Config, dataset: Dataset) -> LED:
     Raises:
       ValueError: as `make_flows`, or if the network does not take the images.
     """
-    posterior, prior = make_flows(config)
+    width = None if dataset.context is None else dataset.context["train"].shape[1]
+    posterior, prior = make_flows(config, width)
     context_dim = _context_dim(config)
     weight_norm = config.weight_norm
-    likelihood = make_likelihood(config)
+    x_dim = math.prod(dataset.image_shape)
+    likelihood = _make_decoder(config, x_dim)
+    if isinstance(likelihood, Density):
+        if config.network != "mlp":
+            raise ValueError(f"--decoder={config.decoder} needs --network=mlp")
+        return LED(
+            encoder=encoders.mlp_encoder(config.latent_size, context_dim=context_dim),
+            posterior=posterior,
+            prior=prior,
+            decoder=decoders.density_decoder(likelihood, x_dim, networks.MLP((200, 200, _CODE))),
+        )
     if likelihood == likelihoods.bernoulli():
         likelihood = None  # The decoders' default, which their descriptions leave out.
     if config.network == "mlp":
         encoder = encoders.mlp_encoder(config.latent_size, context_dim=context_dim)
-        decoder = decoders.mlp_decoder(math.prod(dataset.image_shape), likelihood=likelihood)
+        decoder = decoders.mlp_decoder(x_dim, likelihood=likelihood)
     elif config.latent_shape:
-        images = _grey(dataset)
+        images = _images(dataset)
         height, width, channels = config.latent_shape
         encoder = encoders.spatial_encoder(
             images,
@@ -130,7 +186,7 @@ def build_led(config: Config, dataset: Dataset) -> LED:
             images, (height, width, channels), weight_norm=weight_norm, likelihood=likelihood
         )
     else:
-        images = _grey(dataset)
+        images = _images(dataset)
         encoder = encoders.resconv_encoder(
             images, config.latent_size, context_dim=context_dim, weight_norm=weight_norm
         )
@@ -148,13 +204,15 @@ def _context_dim(config: Config) -> int | None:
     return config.posterior_context * math.prod(config.latent_shape[:2]) or None
 
 
-def _grey(dataset: Dataset) -> tuple[int, int]:
-    """Height and width of the images, for networks that take one channel."""
+def _images(dataset: Dataset) -> tuple[int, ...]:
+    """(H, W) of grey images, or (H, W, C)."""
     match dataset.image_shape:
         case (height, width) | (height, width, 1):
             return height, width
+        case (height, width, colours):
+            return height, width, colours
     raise ValueError(
-        f"--network=resconv takes images [n, H, W] of one channel; {dataset.name} has rows of "
+        f"--network=resconv takes images [n, H, W] or [n, H, W, C]; {dataset.name} has rows of "
         f"shape {dataset.image_shape}: use --network=mlp"
     )
 
@@ -172,9 +230,13 @@ def _make(
         context["conditioner"] = functools.partial(flows.convnet, event_shape)
     taken = descriptions.parameters(name)
     known = {key: value for key, value in context.items() if key in taken}
+    return descriptions.make(name, **known | arguments), _scores(name, arguments)
+
+
+def _scores(name: str, arguments: dict[str, Any]) -> bool:
+    """Whether `inverse` is the cheap direction of a flow, if it is one."""
     transformer = arguments.get("transformer") or flows.affine
-    scores = name not in _FAST_ONE_WAY and transformer.cheap != "apply"
-    return descriptions.make(name, **known | arguments), scores
+    return name not in _FAST_ONE_WAY and transformer.cheap != "apply"
 
 
 def _arguments(config: Config, part: str) -> tuple[str, dict[str, Any]]:

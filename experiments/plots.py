@@ -47,6 +47,11 @@ def image_grid(
     _save_image(path, canvas if colours or not white else 1 - canvas)
 
 
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """A picture that a function of this module wrote, in red, green and blue: `[H, W, 3]`."""
+    return plt.imread(os.fspath(path))[..., :3]
+
+
 def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None:
     """The bound and its three terms over training.
 

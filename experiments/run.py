@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorboardX
 import tqdm
 
 import led_jax
@@ -85,9 +86,7 @@ def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict
             if stop.agreed():
                 raise Stopped(trained)
 
-        estimate = estimate_nll(
-            task, placement, best.eval_params, task.dataset.test, between_batches
-        )
+        estimate = estimate_nll(task, placement, best.eval_params, "test", between_batches)
         if not writes:
             return {}
         check_held()
@@ -103,6 +102,8 @@ class Measured(NamedTuple):
 
     model: str
     image_shape: tuple[int, ...]
+    num_classes: int
+    num_covariates: int
     best_epoch: int
     valid_elbo: float
     test_elbo: float
@@ -122,11 +123,16 @@ class Measured(NamedTuple):
 def _measured(
     task: Task, placement: Placement, params: Any, log: Log, estimate: estimators.NLL
 ) -> Measured:
+    context = task.dataset.context
+    width = 0 if context is None else context["train"].shape[1]
+    is_one_hot = context is not None and context["train"].dtype == np.uint8
     best = max(log["history"], key=lambda record: record["valid_elbo"])
     seconds = log["epoch_seconds"]
     return Measured(
         model=repr(task.led),
         image_shape=task.dataset.image_shape,
+        num_classes=width if is_one_hot else 0,
+        num_covariates=0 if is_one_hot else width,
         best_epoch=best["epoch"],
         valid_elbo=best["valid_elbo"],
         test_elbo=estimate.elbo,
@@ -191,12 +197,13 @@ def estimate_nll(
     task: Task,
     placement: Placement,
     params: Any,
-    split: np.ndarray,
+    split: str,
     between_batches: Callable[[], None] = lambda: None,
 ) -> estimators.NLL:
     """The importance-sampled NLL of a split, with a progress bar."""
     config, writes = task.config, jax.process_index() == 0
-    with tqdm.tqdm(total=len(split), unit="image", desc="nll", disable=not writes) as bar:
+    x, *context = task.dataset.rows(split)
+    with tqdm.tqdm(total=len(x), unit="image", desc="nll", disable=not writes) as bar:
 
         def progress(rows: int) -> None:
             bar.update(rows)
@@ -206,12 +213,33 @@ def estimate_nll(
             task.led,
             params,
             stream(config, "nll"),
-            split,
+            x,
             config.nll_samples,
             samples_per_chunk=samples_per_chunk(config),
             progress=progress,
             placement=placement,
+            context=context[0] if context else None,
         )
+
+
+def bayes_accuracy(task: Task, placement: Placement, params: Any, split: str) -> float:
+    """The part of a split whose most probable class, by Bayes's rule from p(x|c), is its own.
+
+    p(c) are the training split's frequencies, and p(x|c) has as many samples as the NLL.
+    """
+    x, context = task.dataset.rows(split)
+    log_posterior = estimators.class_log_posterior(
+        task.led,
+        params,
+        stream(task.config, "classes"),
+        x,
+        np.eye(context.shape[1], dtype=np.uint8),
+        task.config.nll_samples,
+        class_probs=task.dataset.rows("train")[1].mean(0),
+        samples_per_chunk=samples_per_chunk(task.config),
+        placement=placement,
+    )
+    return float((log_posterior.argmax(1) == context.argmax(1)).mean())
 
 
 def samples_per_chunk(config: Config) -> int:
@@ -232,23 +260,35 @@ def draw_pictures(
     history: list[dict[str, float]],
     workdir: pathlib.Path,
 ) -> None:
-    """Writes curves.png and, of images, samples.png and reconstructions.png."""
+    """Writes curves.png and, of images, samples.png and reconstructions.png, also for TensorBoard.
+
+    Samples of a model that is conditional have a row for each of ten contexts of the validation
+    split, with labels for each of ten classes.
+    """
     plots.curves(workdir / "curves.png", history)
     z_key, reconstruct_key = jax.random.split(stream(config, "pictures"))
-    z, _ = led.prior_sample_and_log_prob(params, z_key, (100,))
-    samples = led.decode(params, z)
-    images = jnp.asarray(dataset.valid[:50], jnp.float32)
-    reconstructions = led.reconstruct(params, reconstruct_key, images)
+    x, *contexts = dataset.rows("valid")
+    of_samples = of_images = None
+    if contexts:
+        # One-hot rows in reverse order begin with the first class.
+        distinct = jnp.asarray(np.unique(contexts[0], axis=0)[:-11:-1], jnp.float32)
+        of_samples = distinct[np.arange(100) // 10 % len(distinct)]
+        of_images = jnp.asarray(contexts[0][:50], jnp.float32)
+    num_draws = (100,) if of_samples is None else ()
+    z, _ = led.prior_sample_and_log_prob(params, z_key, num_draws, of_samples)
+    samples = led.decode(params, z, of_samples)
+    images = jnp.asarray(x[:50], jnp.float32)
+    reconstructions = led.reconstruct(params, reconstruct_key, images, of_images)
     # Rows of ten images, each row above its reconstructions.
     blank = jnp.zeros((-len(images) % 10, images.shape[1]))
     rows = (jnp.concatenate([half, blank]) for half in (images, reconstructions))
     pairs = jnp.stack([half.reshape(-1, 10, images.shape[1]) for half in rows], 1)
     if not plots.is_image(dataset.image_shape):
         return
-    for name, pixels in (("samples", samples), ("reconstructions", pairs)):
-        plots.image_grid(
-            workdir / f"{name}.png",
-            np.asarray(pixels.reshape(-1, *dataset.image_shape)),
-            10,
-            white=white_of(led),
-        )
+    with tensorboardX.SummaryWriter(str(workdir)) as board:
+        for name, pixels in (("samples", samples), ("reconstructions", pairs)):
+            path = workdir / f"{name}.png"
+            images = np.asarray(pixels.reshape(-1, *dataset.image_shape))
+            plots.image_grid(path, images, 10, white=white_of(led))
+            epoch = int(history[-1]["epoch"])
+            board.add_image(name, plots.read_image(path), epoch, dataformats="HWC")

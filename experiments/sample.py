@@ -8,6 +8,10 @@ The directory may be any that `led_jax.save` wrote; no data set is read. An .npz
 lines between two draws of z, as `mean_z`, and between their images in the base of the prior's flow,
 as `mean_z0` (and the points, `z` and `z0`). A .png shows the means. The last line on standard
 output is one JSON object.
+
+A model that is conditional on labels gives --num samples for each class: `z`, `mean` and `x` have a
+second axis for these, and a .png a column for each. Pairs to interpolate between take one class
+after another.
 """
 
 import json
@@ -36,6 +40,7 @@ _STEPS = flags.DEFINE_integer("steps", 10, "Points of an interpolation, both end
 _IMAGE_SHAPE = flags.DEFINE_list(
     "image_shape", [], "H,W of a .png's images, or H,W,3; by default what the run has on record."
 )
+_LABELS = flags.DEFINE_list("labels", [], "Numbers of the classes to sample; by default all.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws.", 0)
 
 
@@ -46,11 +51,13 @@ def main(argv: list[str]) -> None:
     with errors_in_a_line():
         output = output_path(_OUTPUT.value, (".npz", ".png"))
         led, params = led_jax.load(workdir)
-        key = jax.random.key(_SEED.value)
+        key, context = jax.random.key(_SEED.value), classes(workdir)
         if _INTERPOLATE.value:
-            arrays = interpolate(led, params, key, _NUM.value, _STEPS.value)
+            if context is not None:
+                context = context[jnp.arange(_NUM.value) % len(context)]
+            arrays = interpolate(led, params, key, _NUM.value, _STEPS.value, context)
         else:
-            arrays = sample(led, params, key, _NUM.value)
+            arrays = sample(led, params, key, _NUM.value, context)
         size = arrays["mean_z" if _INTERPOLATE.value else "mean"].shape[-1]
         shape = image_shape(workdir, size, required=output.suffix == ".png")
         arrays = {
@@ -67,30 +74,70 @@ def main(argv: list[str]) -> None:
     print(json.dumps({"output": str(output), "seed": _SEED.value, "arrays": shapes}))
 
 
-def sample(led: LED, params: Any, key: Array, num: int) -> dict[str, Array]:
-    """Draws z ~ p(z), the means of p(x|z) and draws x ~ p(x|z), one a row."""
+def classes(workdir: pathlib.Path) -> Array | None:
+    """The contexts of the classes that --labels names; None for a model without a context.
+
+    Raises:
+      ValueError: if the run has not these classes, or is conditional on covariates.
+    """
+    record = read_json(workdir / "result.json") or {}
+    number = record.get("num_classes", 0)
+    if record.get("num_covariates"):
+        raise ValueError(
+            f"{workdir} is conditional on covariates: led_jax.load it, and call its sample(params, "
+            "key, context=...)"
+        )
+    labels = [int(text) if text.strip().isdecimal() else -1 for text in _LABELS.value]
+    if not all(0 <= label < number for label in labels):
+        raise ValueError(
+            f"--labels must be numbers of the run's {number} classes, 0 up to {number - 1}, got "
+            f"{','.join(_LABELS.value)!r}"
+            if number
+            else "--labels go with a run of --condition=labels"
+        )
+    return jnp.eye(number)[jnp.array(labels or range(number))] if number else None
+
+
+def sample(
+    led: LED, params: Any, key: Array, num: int, context: Array | None = None
+) -> dict[str, Array]:
+    """Draws z ~ p(z), the means of p(x|z) and draws x ~ p(x|z), one a row.
+
+    With contexts `[K, C]`, num rows of K of them.
+    """
     z_key, x_key = jax.random.split(key)
-    z, _ = led.prior_sample_and_log_prob(params, z_key, (num,))
-    x = led.decode_sample(params, x_key, z)
+    z, _ = led.prior_sample_and_log_prob(params, z_key, (num,), context)
+    x = led.decode_sample(params, x_key, z, context)
     if led.decoder.values == "scaled_levels":
         x = jnp.round(255 * x).astype(jnp.uint8)
-    return {"z": z, "mean": led.decode(params, z), "x": x}
+    return {"z": z, "mean": led.decode(params, z, context), "x": x}
 
 
-def interpolate(led: LED, params: Any, key: Array, num: int, steps: int) -> dict[str, Array]:
+def interpolate(
+    led: LED,
+    params: Any,
+    key: Array,
+    num: int,
+    steps: int,
+    context: Array | None = None,
+) -> dict[str, Array]:
     """The means of p(x|z) along straight lines between pairs of draws from the prior.
+
+    A context `[num, C]` is that of each pair.
 
     Returns:
       "z" `[num, steps, *latent_shape]` and "mean_z" `[num, steps, D]`; and where the prior has a
       flow, "z0" and "mean_z0", along the lines between the same ends in its base.
     """
-    z, _ = led.prior_sample_and_log_prob(params, key, (2, num))
+    num_draws = (2, num) if context is None else (2,)
+    z, _ = led.prior_sample_and_log_prob(params, key, num_draws, context)
     paths = {"z": _line(z, steps)}
-    paths["mean_z"] = led.decode(params, paths["z"])
+    along = None if context is None else context[:, None]
+    paths["mean_z"] = led.decode(params, paths["z"], along)
     if led_jax.descriptions.arguments(led.prior)[0] == "transformed":
-        z0, _ = led.prior_inverse(params, z)
+        z0, _ = led.prior_inverse(params, z, context)
         paths["z0"] = _line(z0, steps)
-        paths["mean_z0"] = led.decode(params, led.prior_apply(params, paths["z0"])[0])
+        paths["mean_z0"] = led.decode(params, led.prior_apply(params, paths["z0"], along)[0], along)
     return paths
 
 
@@ -125,7 +172,9 @@ def draw(
 ) -> None:
     """Means in rows of ten; or a row for each line in z, above the same in z0."""
     if "mean" in arrays:
-        plots.image_grid(path, arrays["mean"], 10, white=white)
+        means = arrays["mean"]
+        columns = 10 if means.ndim == len(shape) + 1 else means.shape[1]
+        plots.image_grid(path, means.reshape(-1, *shape), columns, white=white)
         return
     lines = np.stack([arrays[name] for name in ("mean_z", "mean_z0") if name in arrays], 1)
     plots.image_grid(path, lines.reshape(-1, *shape), lines.shape[2], white=white)

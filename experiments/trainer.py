@@ -19,8 +19,8 @@ from jax import Array
 from experiments.config import Config
 from experiments.models import (
     build_led,
+    decoder_values,
     make_flows,
-    make_likelihood,
     make_objective,
     make_optimizer,
 )
@@ -49,9 +49,10 @@ class Task(NamedTuple):
 
     def state_shape(self) -> TrainState:
         """Shapes and dtypes of the run's states."""
-        rows = self.dataset.train[: training.INIT_ROWS]
+        rows, *context = (a[: training.INIT_ROWS] for a in self.dataset.rows("train"))
         x = jax.eval_shape(self.dataset.prepare, jax.random.key(0), rows)
-        return training.state_shape(self.led, self.optimizer, x, self.objective)
+        some = [jax.ShapeDtypeStruct(c.shape, x.dtype) for c in context]
+        return training.state_shape(self.led, self.optimizer, x, self.objective, *some)
 
 
 def make_task(config: Config) -> Task:
@@ -60,7 +61,7 @@ def make_task(config: Config) -> Task:
     Raises:
       ValueError: if the data are not what they should be, or too few for a batch.
     """
-    likelihood = make_likelihood(config)
+    values = decoder_values(config)
     # What cannot be is refused before the data are loaded. The number of steps does not matter yet.
     make_flows(config)
     make_optimizer(config, 1000)
@@ -71,7 +72,8 @@ def make_task(config: Config) -> Task:
         binarize=config.binarize,
         seed=config.data_seed,
         split=config.split_parts,
-        values=likelihood.values,
+        values=values,
+        condition=config.condition,
     )
     steps_per_epoch = len(dataset.train) // config.batch_size
     if not steps_per_epoch:

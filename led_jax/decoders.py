@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jax import Array
 
+from led_jax.densities import Density
 from led_jax.descriptions import constructor, describe
 from led_jax.likelihoods import Likelihood, bernoulli
 from led_jax.modules import pure_of_context
 from led_jax.networks import MLP, ResConvDecoder, features_down_to
-from led_jax.numerics import widened
+from led_jax.numerics import match_rank, widened
 
 Params = Any
 
@@ -84,10 +87,15 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
     Args:
       likelihood: what P outputs say of one entry.
       network: maps z to `[..., P * D]`, the first output of every entry first.
-    """
-    init, outputs = pure_of_context(network)
 
-    def raw(params: Params, z: Array, context: Array | None) -> Array:
+    Returns:
+      A decoder whose parameters are the network's; or for a likelihood with a row that is `free`
+      of z, `{"network": ..., "free": [D] or [1]}`, which starts at 0.
+    """
+    init_network, outputs = pure_of_context(network)
+    is_free = likelihood.free != "none"
+
+    def of_network(params: Params, z: Array, context: Array | None) -> Array:
         out = outputs(params, z, context)
         size, rest = divmod(out.shape[-1], likelihood.num_params)
         if rest:
@@ -96,6 +104,23 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
                 f"network has {out.shape[-1]}, which is no multiple"
             )
         return out.reshape(*out.shape[:-1], likelihood.num_params, size)
+
+    def init(key: Array, z: Array, context: Array | None = None) -> Params:
+        params = init_network(key, z, context)
+        if not is_free:
+            return params
+        out = jax.eval_shape(of_network, params, z, context)
+        size = out.shape[-1] if likelihood.free == "entry" else 1
+        return {"network": params, "free": jnp.zeros(size, out.dtype)}
+
+    def raw(params: Params, z: Array, context: Array | None) -> Array:
+        if not is_free:
+            return of_network(params, z, context)
+        out = of_network(params["network"], z, context)
+        last = jnp.broadcast_to(
+            match_rank(params["free"], out.ndim), (*out.shape[:-2], 1, out.shape[-1])
+        )
+        return jnp.concatenate([out, last], -2)
 
     def log_prob(params: Params, z: Array, x: Array, context: Array | None = None) -> Array:
         out = raw(params, z, context)
@@ -111,6 +136,65 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
         return likelihood.sample(key, raw(params, z, context))
 
     return Decoder(init, log_prob, mean, sample, likelihood.values)
+
+
+@constructor
+def density_decoder(
+    density: Density, x_dim: int, network: nn.Module, mean_samples: int = 32
+) -> Decoder:
+    """p(x|z) = p(x | context = network(z)), for any density that reads a context.
+
+    With a Real NVP flow between the network and x this is the decoder of Agrawal and Dukkipati
+    (2016): the entries of x are dependent given z.
+
+    >>> from led_jax import densities, flows, networks
+    >>> flow = flows.real_nvp((6,), depth=2, hidden=(8,), context_dim=4)
+    >>> density = densities.transformed(densities.standard_normal((6,)), flow)
+    >>> network = density_decoder(density, 6, networks.MLP((32, 4)))
+    >>> params = network.init(jax.random.key(0), jnp.zeros((1, 5)))
+    >>> network.log_prob(params, jnp.zeros((4, 5)), jnp.zeros((4, 6))).shape
+    (4,)
+
+    Args:
+      density: of x `[..., D]`, which reads a context `[..., C]`.
+      x_dim: number D of entries of x.
+      network: maps z to the context `[..., C]`.
+      mean_samples: draws that `mean` averages, always the same noise: densities have no closed one.
+
+    Returns:
+      A decoder whose parameters are `{"network": ..., "density": ...}`.
+
+    Raises:
+      ValueError: if mean_samples is not positive.
+    """
+    if mean_samples < 1:
+        raise ValueError(f"density_decoder: mean_samples must be positive, got {mean_samples}")
+    init_network, outputs = pure_of_context(network)
+
+    def init(key: Array, z: Array, context: Array | None = None) -> Params:
+        network_key, density_key = jax.random.split(key)
+        params = init_network(network_key, z, context)
+        code = outputs(params, z, context)
+        x = jnp.zeros((*code.shape[:-1], x_dim), code.dtype)
+        return {"network": params, "density": density.init(density_key, x, code)}
+
+    def log_prob(params: Params, z: Array, x: Array, context: Array | None = None) -> Array:
+        code = outputs(params["network"], z, context)
+        batch_shape = jnp.broadcast_shapes(code.shape[:-1], x.shape[:-1])
+        x = jnp.broadcast_to(x, (*batch_shape, x.shape[-1]))
+        return density.log_prob(params["density"], x.astype(code.dtype), code)
+
+    def draws(params: Params, key: Array, z: Array, context: Array | None, shape: tuple) -> Array:
+        code = outputs(params["network"], z, context)
+        return density.sample_and_log_prob(params["density"], key, shape, code)[0]
+
+    def mean(params: Params, z: Array, context: Array | None = None) -> Array:
+        return draws(params, jax.random.key(0), z, context, (mean_samples,)).mean(0)
+
+    def sample(params: Params, key: Array, z: Array, context: Array | None = None) -> Array:
+        return draws(params, key, z, context, ())
+
+    return Decoder(init, log_prob, mean, sample)
 
 
 @constructor
@@ -135,7 +219,7 @@ def mlp_decoder(
 
 @constructor
 def resconv_decoder(
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
     features: Sequence[int] = (16, 32, 32),
     hidden: int = 450,
     *,
@@ -153,7 +237,7 @@ def resconv_decoder(
     (4, 64)
 
     Args:
-      image_shape: (H, W) in pixels.
+      image_shape: (H, W) in pixels, or (H, W, C) of colour images.
       features: number of maps of each of the encoder's blocks.
       hidden: width of the first fully connected layer.
       weight_norm: whether to normalize the weights of every layer.
@@ -168,7 +252,7 @@ def resconv_decoder(
 
 @constructor
 def spatial_decoder(
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
     latent_shape: tuple[int, int, int],
     features: Sequence[int] = (16, 32, 32),
     *,
@@ -183,7 +267,7 @@ def spatial_decoder(
     (4, 64)
 
     Args:
-      image_shape: height and width in pixels.
+      image_shape: (H, W) in pixels, or (H, W, C) of colour images.
       latent_shape: (H, W, C) of the latent variables, as the encoder's.
       features: number of maps of each of the encoder's blocks.
       weight_norm: whether to normalize the weights of every layer.

@@ -102,7 +102,7 @@ def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None
 
 @constructor
 def resconv_encoder(
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
     latent_dim: int,
     features: Sequence[int] = (16, 32, 32),
     hidden: int = 450,
@@ -120,7 +120,7 @@ def resconv_encoder(
     (4, 5)
 
     Args:
-      image_shape: (H, W) in pixels.
+      image_shape: (H, W) in pixels, or (H, W, C) of colour images.
       latent_dim: number of latent variables.
       features: number of maps of each block; each halves their height and width, rounding up.
       hidden: width of the fully connected layer after the last block.
@@ -134,7 +134,7 @@ def resconv_encoder(
 
 @constructor
 def spatial_encoder(
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
     latent_shape: tuple[int, int, int],
     features: Sequence[int] = (16, 32, 32),
     *,
@@ -151,7 +151,7 @@ def spatial_encoder(
     (4, 2, 2, 3)
 
     Args:
-      image_shape: height and width in pixels.
+      image_shape: (H, W) in pixels, or (H, W, C) of colour images.
       latent_shape: (H, W, C) of the latent variables. H and W are the image's, halved once or more,
         rounding up.
       features: number of maps of each block; as many blocks are used as it takes to come to H x W.

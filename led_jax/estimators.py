@@ -22,7 +22,12 @@ Params = Any
 
 @checked
 def importance_weighted_bound(
-    led: LED, params: Params, key: Array, x: Array, num_samples: int
+    led: LED,
+    params: Params,
+    key: Array,
+    x: Array,
+    num_samples: int,
+    context: Array | None = None,
 ) -> Array:
     """log 1/K sum_k p(x, z_k) / q(z_k|x), a lower bound on log p(x) that tightens with K.
 
@@ -34,6 +39,7 @@ def importance_weighted_bound(
       key: PRNG key.
       x: data `[..., *x_shape]`.
       num_samples: K, all held in memory at once.
+      context: `[..., C]`, what the model is conditional on.
 
     Returns:
       The bound in nats, `[...]`; K = 1 gives the ELBO.
@@ -43,7 +49,7 @@ def importance_weighted_bound(
     """
     if num_samples < 1:
         raise ValueError(f"bound: expected num_samples of 1 or more, got {num_samples}")
-    log_weights = led.elbo(params, key, x, (num_samples,)).bound
+    log_weights = led.elbo(params, key, x, (num_samples,), context=context).bound
     return log_mean_exp(log_weights, axis=0)
 
 
@@ -90,8 +96,9 @@ def nll(
     samples_per_chunk: int = 50,
     progress: Callable[[int], object] = lambda rows: None,
     placement: Placement | None = None,
+    context: np.ndarray | Array | None = None,
 ) -> NLL:
-    """Estimates -log p(x) by importance sampling from q(z|x), in bounded memory.
+    """Estimates -log p(x), or -log p(x|c), by importance sampling from q(z|x), in bounded memory.
 
     Each x is encoded once; its weights are summed as a stream, `samples_per_chunk` at a time, so
     memory grows with batch_size * samples_per_chunk and not with num_samples or n. By Jensen's
@@ -109,13 +116,14 @@ def nll(
       progress: called with the number of rows just finished.
       placement: the devices to compute on; None takes one. Of n devices, device d takes batches
         d, d + n, d + 2n, ...: the estimate is the same on any number of them.
+      context: `[n, C]`, what the model is conditional on.
 
     Returns:
       `NLL`, of Python floats and NumPy arrays.
 
     Raises:
       ValueError: if x is empty or has values that the decoder does not take, a size is not
-        positive, or an argument is traced.
+        positive, the context has not as many rows as x, or an argument is traced.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, key, x))):
         raise ValueError(
@@ -130,20 +138,28 @@ def nll(
             f"{rows} rows, num_samples={num_samples}, batch_size={batch_size}, "
             f"samples_per_chunk={samples_per_chunk}"
         )
+    if context is not None and context.shape[:1] != (len(x),):
+        raise ValueError(
+            f"nll: expected a context for each of {len(x)} rows, got shape {list(context.shape)}"
+        )
     samples_per_chunk = min(samples_per_chunk, num_samples)
     batch_size = min(batch_size, len(x))
+    arrays = (x,) if context is None else (x, context)
 
     placement = placement or one_device()
     size = placement.mesh.size
     params, key = placement.replicate((params, key))
 
+    def take(array: np.ndarray | Array, rows: np.ndarray) -> Array:
+        return placement.split(
+            (*rows.shape, *array.shape[1:]), lambda part: np.asarray(array[rows[part[0]]])
+        )
+
     def launch(first: int) -> _Weights:
         numbers = np.arange(first, first + size)
         # The last batches are filled up with rows from the front, so that one program serves all.
         rows = (numbers[:, None] * batch_size + np.arange(batch_size)) % len(x)
-        batches = placement.split(
-            (size, batch_size, *x.shape[1:]), lambda part: np.asarray(x[rows[part[0]]])
-        )
+        batches = tuple(take(array, rows) for array in arrays)
         numbers = placement.split((size,), lambda part: numbers[part])
         return _sum_batches(
             led, num_samples, samples_per_chunk, placement, params, key, numbers, batches
@@ -197,17 +213,22 @@ def _sum_batches(
     params: Params,
     key: Array,
     numbers: Array,
-    x: Array,
+    batches: tuple[Array, ...],
 ) -> _Weights:
-    """The sums of each of some whole batches x `[k, n, *x_shape]`, the numbers-th of all."""
+    """The sums of each of some whole batches, the numbers-th of all.
 
-    def sum_batch(params: Params, key: Array, number: Array, x: Array) -> _Weights:
+    They are x `[k, n, *x_shape]`, and contexts `[k, n, C]` where there are some.
+    """
+
+    def sum_batch(params: Params, key: Array, number: Array, *batch: Array) -> _Weights:
         batch_key = jax.random.fold_in(key, number)
-        return _sum_weights(led, num_samples, samples_per_chunk, params, batch_key, x)
+        return _sum_weights(led, num_samples, samples_per_chunk, params, batch_key, *batch)
 
-    def on_device(params: Params, key: Array, numbers: Array, x: Array) -> _Weights:
+    def on_device(
+        params: Params, key: Array, numbers: Array, batches: tuple[Array, ...]
+    ) -> _Weights:
         # One after the other rather than in a vmap, whose batched products are slower.
-        return jax.lax.map(lambda batch: sum_batch(params, key, *batch), (numbers, x))
+        return jax.lax.map(lambda batch: sum_batch(params, key, *batch), (numbers, *batches))
 
     spread = placement.rows().spec
     whole = placement.replicated.spec
@@ -217,19 +238,27 @@ def _sum_batches(
         in_specs=(whole, whole, spread, spread),
         out_specs=spread,
         check_vma=False,
-    )(params, key, numbers, x)
+    )(params, key, numbers, batches)
     return jax.lax.with_sharding_constraint(jax.tree.map(jnp.ravel, sums), placement.replicated)
 
 
 def _sum_weights(
-    led: LED, num_samples: int, samples_per_chunk: int, params: Params, key: Array, x: Array
+    led: LED,
+    num_samples: int,
+    samples_per_chunk: int,
+    params: Params,
+    key: Array,
+    x: Array,
+    context: Array | None = None,
 ) -> _Weights:
     x = x.astype(jnp.result_type(float))
-    encoding = led.encoding(params, x)
+    if context is not None:
+        context = context.astype(x.dtype)
+    encoding = led.encoding(params, x, context)
 
     def add_chunk(sums: _Weights, i: Array) -> tuple[_Weights, None]:
         chunk_key = jax.random.fold_in(key, i)
-        terms = led.elbo(params, chunk_key, x, (samples_per_chunk,), encoding)
+        terms = led.elbo(params, chunk_key, x, (samples_per_chunk,), encoding, context)
         wanted = i * samples_per_chunk + jnp.arange(samples_per_chunk) < num_samples
         wanted = wanted.reshape(-1, *(1,) * (terms.bound.ndim - 1))
         log_weights = jnp.where(wanted, terms.bound, -jnp.inf)
@@ -247,6 +276,51 @@ def _sum_weights(
     start = _Weights(jnp.full_like(zeros, jnp.finfo(x.dtype).min), zeros, zeros, zeros)
     num_chunks = -(-num_samples // samples_per_chunk)
     return jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))[0]
+
+
+def class_log_posterior(
+    led: LED,
+    params: Params,
+    key: Array,
+    x: np.ndarray | Array,
+    classes: np.ndarray | Array,
+    num_samples: int = 100,
+    *,
+    class_probs: np.ndarray | None = None,
+    **options: Any,
+) -> np.ndarray:
+    """log p(c|x) for each of some classes: the classifier that Bayes's rule makes of p(x|c).
+
+    p(c|x) is proportional to p(x|c) p(c), with p(x|c) by importance sampling as in `nll`.
+
+    Args:
+      led: a model that is conditional on a class.
+      params: its parameters.
+      key: PRNG key; the draws are common to all classes.
+      x: data `[n, *x_shape]`.
+      classes: the contexts `[K, C]` that stand for the classes; of one-hot labels, the identity.
+      num_samples: importance samples for each row and class.
+      class_probs: p(c), `[K]`, positive; None takes equal ones.
+      **options: as in `nll`.
+
+    Returns:
+      `[n, K]`, in nats.
+
+    Raises:
+      ValueError: if class_probs has not K positive numbers, or as in `nll`.
+    """
+    log_prior = np.zeros(len(classes)) if class_probs is None else np.log(class_probs)
+    if log_prior.shape != (len(classes),) or not np.isfinite(log_prior).all():
+        raise ValueError(
+            f"class_log_posterior: expected {len(classes)} positive class_probs, got {class_probs}"
+        )
+    log_joint = []
+    for i, context in enumerate(np.asarray(classes)):
+        context = np.broadcast_to(context, (len(x), *context.shape))
+        found = nll(led, params, key, x, num_samples, context=context, **options)
+        log_joint.append(log_prior[i] - found.per_example)
+    log_joint = np.stack(log_joint, 1)
+    return log_joint - np.logaddexp.reduce(log_joint, axis=1, keepdims=True)
 
 
 class MarginalMatching(NamedTuple):

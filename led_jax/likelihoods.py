@@ -17,19 +17,21 @@ from jax.core import Tracer
 from led_jax.checks import check_raw
 from led_jax.densities import normal_log_prob
 from led_jax.descriptions import constructor, describe
-from led_jax.numerics import log_sigmoid, softplus, widened
+from led_jax.numerics import log_sigmoid, match_rank, softplus, widened
 
 
 class Likelihood(NamedTuple):
     """p(x_i | raw_i) for each entry i of x `[..., D]`, from outputs raw `[..., P, D]`.
 
     Attributes:
-      num_params: number P of outputs that an entry takes.
+      num_params: number P of the network's outputs that an entry takes.
       log_prob: `(raw, x) -> [..., D]`, in nats; batch axes of raw and x broadcast.
       mean: `raw -> [..., D]`.
       sample: `(key, raw) -> [..., D]`.
       values: which x it takes: "unit" for [0, 1], "scaled_levels" for 0/255, 1/255, ..., 1, "real"
-        for any; see `led_jax.data.check_rows`.
+        for any, "below K" for 0, 1, ..., K - 1; see `led_jax.data.check_rows`.
+      free: whether raw has one more row, the last, that does not depend on z: "none", or a learned
+        number for each entry ("entry") or for all ("one").
     """
 
     num_params: int
@@ -37,6 +39,7 @@ class Likelihood(NamedTuple):
     mean: Callable[[Array], Array]
     sample: Callable[[Array, Array], Array]
     values: str = "real"
+    free: str = "none"
 
     __repr__ = describe
 
@@ -113,6 +116,79 @@ def gaussian(std: float) -> Likelihood:
         return out + std * jax.random.normal(key, out.shape, out.dtype)
 
     return Likelihood(1, log_prob, mean, sample)
+
+
+@constructor
+def learned_gaussian(scale: str = "one") -> Likelihood:
+    """N(x; mean, e^(2 log_std)), for real x, with a standard deviation that is learned.
+
+    log_std is clipped to [-7, 7]: a constant entry would drive it to -infinity.
+
+    >>> learned_gaussian("network").num_params, learned_gaussian("entry").num_params
+    (2, 1)
+
+    Args:
+      scale: of what there is a deviation: "one" for all entries, one for each "entry", or one that
+        the "network" says of each entry at each z, its second output.
+
+    Raises:
+      ValueError: if scale is none of these.
+    """
+    if scale not in ("one", "entry", "network"):
+        raise ValueError(f"learned_gaussian: scale must be one, entry or network, got {scale!r}")
+
+    def mean(raw: Array) -> Array:
+        return raw[..., 0, :]
+
+    def log_std(raw: Array) -> Array:
+        return jnp.clip(raw[..., 1, :], -7, 7)
+
+    def log_prob(raw: Array, x: Array) -> Array:
+        return normal_log_prob((x - mean(raw)) * jnp.exp(-log_std(raw))) - log_std(raw)
+
+    def sample(key: Array, raw: Array) -> Array:
+        out = mean(raw)
+        return out + jnp.exp(log_std(raw)) * jax.random.normal(key, out.shape, out.dtype)
+
+    if scale == "network":
+        return Likelihood(2, log_prob, mean, sample)
+    return Likelihood(1, log_prob, mean, sample, free=scale)
+
+
+@constructor
+def categorical(num_categories: int) -> Likelihood:
+    """P(x = k) = softmax(raw)_k, for x in {0, 1, ..., K - 1}, whose order means nothing.
+
+    `mean` is E[x], as of numbers.
+
+    >>> likelihood = categorical(4)
+    >>> round(float(likelihood.log_prob(jnp.zeros((4, 1)), jnp.ones(1))[0]), 4)
+    -1.3863
+
+    Args:
+      num_categories: number K of values, from 2 to 256.
+
+    Raises:
+      ValueError: if num_categories is not from 2 to 256.
+    """
+    if not 2 <= num_categories <= 256:
+        raise ValueError(f"categorical: num_categories must be 2 to 256, got {num_categories}")
+
+    def log_prob(raw: Array, x: Array) -> Array:
+        log_probs = jax.nn.log_softmax(widened(raw), -2)
+        numbers = jnp.arange(num_categories, dtype=log_probs.dtype)[:, None]
+        is_x = x[..., None, :].astype(log_probs.dtype) == match_rank(numbers, x.ndim + 1)
+        return jnp.where(is_x, log_probs, 0).sum(-2).astype(raw.dtype)
+
+    def mean(raw: Array) -> Array:
+        probs = jax.nn.softmax(widened(raw), -2)
+        numbers = jnp.arange(num_categories, dtype=probs.dtype)[:, None]
+        return (probs * match_rank(numbers, raw.ndim)).sum(-2).astype(raw.dtype)
+
+    def sample(key: Array, raw: Array) -> Array:
+        return jax.random.categorical(key, raw, axis=-2).astype(raw.dtype)
+
+    return Likelihood(num_categories, log_prob, mean, sample, f"below {num_categories}")
 
 
 @constructor

@@ -62,9 +62,9 @@ class ResBlock(nn.Module):
 
 @constructor
 class ResConvEncoder(nn.Module):
-    """See `resconv_encoder`: `[..., H * W]` to `[..., size]`, or to size maps if hidden is None."""
+    """See `resconv_encoder`: `[..., H * W * C]` to `[..., size]`, or maps if hidden is None."""
 
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, ...]
     size: int
     features: tuple[int, ...]
     hidden: int | None
@@ -78,7 +78,7 @@ class ResConvEncoder(nn.Module):
                 f"encoder: expected flattened images {self.image_shape}, so [..., "
                 f"{math.prod(self.image_shape)}], got {x.shape}"
             )
-        h = x.reshape(*x.shape[:-1], *self.image_shape, 1)
+        h = x.reshape(*x.shape[:-1], *self.image_shape[:2], -1)
         for width in self.features:
             h = nn.elu(ResBlock(width, width, stride=2, weight_norm=self.weight_norm)(h))
         if self.hidden is None:
@@ -91,9 +91,9 @@ class ResConvEncoder(nn.Module):
 
 @constructor
 class ResConvDecoder(nn.Module):
-    """See `resconv_decoder`: `[..., D]`, or maps if hidden is None, to `[..., P * H * W]`."""
+    """See `resconv_decoder`: `[..., D]`, or maps if hidden is None, to `[..., P * H * W * C]`."""
 
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, ...]
     features: tuple[int, ...]
     hidden: int | None
     weight_norm: bool
@@ -104,7 +104,8 @@ class ResConvDecoder(nn.Module):
         """Applies the network; its fully connected layers read the context, too."""
         # Of the encoder's input and of each of its blocks' outputs.
         shapes = halvings(self.image_shape, len(self.features))
-        widths = (self.num_params, *self.features)
+        colours = math.prod(self.image_shape[2:])
+        widths = (self.num_params * colours, *self.features)
         if self.hidden is None:
             _refuse_context("decoder", context)
             if z.shape[-3:-1] != shapes[-1]:
@@ -123,9 +124,10 @@ class ResConvDecoder(nn.Module):
             block = ResBlock(widths[i + 1], widths[i], upsample=True, weight_norm=self.weight_norm)
             height, width = shapes[i]
             h = block(nn.elu(h))[..., :height, :width, :]
+        batch_shape = h.shape[:-3]
         if self.num_params > 1:
-            h = jnp.moveaxis(h, -1, -3)
-        return h.reshape(*h.shape[:-3], self.num_params * math.prod(self.image_shape))
+            h = jnp.moveaxis(h.reshape(*h.shape[:-1], self.num_params, colours), -2, -4)
+        return h.reshape(*batch_shape, self.num_params * math.prod(self.image_shape))
 
 
 def with_context(x: Array, context: Array | None) -> Array:
@@ -145,9 +147,9 @@ def _refuse_context(name: str, context: Array | None) -> None:
         )
 
 
-def halvings(image_shape: tuple[int, int], count: int) -> list[tuple[int, int]]:
+def halvings(image_shape: tuple[int, ...], count: int) -> list[tuple[int, int]]:
     """Height and width of an image, and of what each of `count` strided blocks makes of it."""
-    shapes = [image_shape]
+    shapes = [(image_shape[0], image_shape[1])]
     for _ in range(count):
         height, width = shapes[-1]
         shapes.append((-(-height // 2), -(-width // 2)))
@@ -155,7 +157,7 @@ def halvings(image_shape: tuple[int, int], count: int) -> list[tuple[int, int]]:
 
 
 def features_down_to(
-    latent_shape: tuple[int, int, int], image_shape: tuple[int, int], features: Sequence[int]
+    latent_shape: tuple[int, int, int], image_shape: tuple[int, ...], features: Sequence[int]
 ) -> tuple[int, ...]:
     """Those of the blocks that it takes to halve an image down to the latent's height and width."""
     shapes = halvings(image_shape, len(features))[1:]

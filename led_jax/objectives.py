@@ -19,7 +19,10 @@ class InitFn(Protocol):
     """Creates what an objective itself trains."""
 
     def __call__(self, key: Array, model: Any, params: Params, x: Array, /) -> Params:
-        """`params`: the model's; `x`: rows of the data. `()` where there is nothing to train."""
+        """`params`: the model's; `x`: rows of the data. `()` where there is nothing to train.
+
+        With data that have contexts it is called with these `[n, C]` as a fifth argument.
+        """
         ...
 
 
@@ -30,6 +33,8 @@ class LossFn(Protocol):
         self, model: Any, params: Params, own: Params, key: Array, x: Array, step: Array, /
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the scalar loss, and means over the batch of what is worth reporting.
+
+        With data that have contexts it is called with these `[n, C]` as a seventh argument.
 
         Args:
           model: a `LED`, or whatever the objective is for.
@@ -50,7 +55,7 @@ class Objective(NamedTuple):
 
     Attributes:
       init: `(key, model, params, x) -> own`.
-      loss: `(model, params, own, key, x, step) -> (loss, metrics)`.
+      loss: `(model, params, own, key, x, step, context=None) -> (loss, metrics)`.
     """
 
     init: InitFn
@@ -85,8 +90,16 @@ def elbo(kl_weight: float | Schedule = 1.0, free_bits: float = 0.0) -> Objective
     if not free_bits >= 0:
         raise ValueError(f"elbo: free_bits must be 0 or more, got {free_bits}")
 
-    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
-        terms = jax.tree.map(jnp.mean, model.elbo(params, key, x))
+    def loss(
+        model: Any,
+        params: Params,
+        own: Params,
+        key: Array,
+        x: Array,
+        step: Array,
+        context: Array | None = None,
+    ):
+        terms = jax.tree.map(jnp.mean, model.elbo(params, key, x, context=context))
         weight = kl_weight(step) if callable(kl_weight) else kl_weight
         kl = terms.log_posterior - terms.log_prior
         if free_bits:
@@ -116,8 +129,16 @@ def iwae(num_samples: int) -> Objective:
     """
     _check_samples("iwae", num_samples)
 
-    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
-        terms = model.elbo(params, key, x, (num_samples,))
+    def loss(
+        model: Any,
+        params: Params,
+        own: Params,
+        key: Array,
+        x: Array,
+        step: Array,
+        context: Array | None = None,
+    ):
+        terms = model.elbo(params, key, x, (num_samples,), context=context)
         bound = log_mean_exp(terms.bound, axis=0).mean()
         return -bound, {"iwae": bound, **_metrics(jax.tree.map(jnp.mean, terms))}
 
@@ -149,8 +170,16 @@ def dreg(num_samples: int) -> Objective:
     """
     _check_samples("dreg", num_samples)
 
-    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
-        z, terms_at = _reparameterised(model, params, key, x, (num_samples,))
+    def loss(
+        model: Any,
+        params: Params,
+        own: Params,
+        key: Array,
+        x: Array,
+        step: Array,
+        context: Array | None = None,
+    ):
+        z, terms_at = _reparameterised(model, params, key, x, (num_samples,), context)
         # The values are the same: compiled, the two share all but their gradients.
         of_model = terms_at(params, jax.lax.stop_gradient(z))
         of_posterior = terms_at(jax.lax.stop_gradient(params), z)
@@ -178,8 +207,16 @@ def stl() -> Objective:
       An objective with the metrics of `elbo`, in nats.
     """
 
-    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
-        z, terms_at = _reparameterised(model, params, key, x, ())
+    def loss(
+        model: Any,
+        params: Params,
+        own: Params,
+        key: Array,
+        x: Array,
+        step: Array,
+        context: Array | None = None,
+    ):
+        z, terms_at = _reparameterised(model, params, key, x, (), context)
         terms = jax.tree.map(jnp.mean, terms_at(params, z))
         return -terms.bound, _metrics(terms)
 
@@ -199,32 +236,45 @@ def maximum_likelihood() -> Objective:
     1.8379
     """
 
-    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
-        log_prob = model.log_prob(params, x).mean()
+    def loss(
+        model: Any,
+        params: Params,
+        own: Params,
+        key: Array,
+        x: Array,
+        step: Array,
+        context: Array | None = None,
+    ):
+        log_prob = model.log_prob(params, x, context).mean()
         return -log_prob, {"log_prob": log_prob}
 
     return Objective(_nothing, loss)
 
 
-def _nothing(key: Array, model: Any, params: Params, x: Array) -> Params:
+def _nothing(key: Array, model: Any, params: Params, x: Array, context: Any = None) -> Params:
     return ()
 
 
 def _reparameterised(
-    model: LED, params: Params, key: Array, x: Array, sample_shape: tuple[int, ...]
+    model: LED,
+    params: Params,
+    key: Array,
+    x: Array,
+    sample_shape: tuple[int, ...],
+    context: Array | None,
 ) -> tuple[Array, Callable[[Params, Array], Elbo]]:
     """Draws z ~ q(z|x), and the bound's terms as a function of parameters and z.
 
     The posterior that they score with is held fixed.
     """
-    encoding = model.encoding(params, x)
+    encoding = model.encoding(params, x, context)
     z, _ = model.posterior_sample_and_log_prob(params, key, encoding, sample_shape)
     fixed, fixed_encoding = jax.lax.stop_gradient((params, encoding))
 
     def terms(params: Params, z: Array) -> Elbo:
         return Elbo(
-            log_likelihood=model.log_likelihood(params, z, x),
-            log_prior=model.prior_log_prob(params, z),
+            log_likelihood=model.log_likelihood(params, z, x, context),
+            log_prior=model.prior_log_prob(params, z, context),
             log_posterior=model.posterior_log_prob(fixed, z, fixed_encoding),
         )
 

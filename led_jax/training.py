@@ -38,7 +38,7 @@ class Model(Protocol):
 
     @property
     def init(self) -> Callable[..., Params]:
-        """`(key, x) -> params` for rows x of the data."""
+        """`(key, x) -> params`, or `(key, x, context)`, for rows x of the data."""
         ...
 
 
@@ -46,7 +46,10 @@ class ScoreFn(Protocol):
     """What is measured on the validation split."""
 
     def __call__(self, model: Any, params: Params, key: Array, x: Array, /) -> dict[str, Array]:
-        """Numbers `[n]` for the rows x `[n, *x_shape]`; their means are reported."""
+        """Numbers `[n]` for the rows x `[n, *x_shape]`; their means are reported.
+
+        With data that have contexts it is called with these `[n, C]` as a fifth argument.
+        """
         ...
 
 
@@ -154,9 +157,11 @@ def adam(
     )
 
 
-def bound_terms(model: Any, params: Params, key: Array, x: Array) -> dict[str, Array]:
+def bound_terms(
+    model: Any, params: Params, key: Array, x: Array, context: Array | None = None
+) -> dict[str, Array]:
     """The ELBO and its three terms for each row, in nats, with one draw of z for each."""
-    terms = model.elbo(params, key, x)
+    terms = model.elbo(params, key, x, context=context)
     return {"elbo": terms.bound, **terms._asdict()}
 
 
@@ -166,6 +171,7 @@ def init_state(
     key: Array,
     x: Array,
     objective: Objective | None = None,
+    context: Array | None = None,
 ) -> TrainState:
     """A fresh state.
 
@@ -175,12 +181,15 @@ def init_state(
       key: the run's key.
       x: prepared rows of the data `[n, *x_shape]`.
       objective: what is to be minimised; None takes `objectives.elbo()`.
+      context: `[n, C]`, what the model is conditional on; None if it is not.
     """
     if isinstance(model, LED):
         model.check_data(x)
     init = partial(_init_state, model, optimizer, objective or elbo())
     # Runs once, so that it is compiled quickly rather than well.
-    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(key, x)
+    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(
+        key, x, *_given(context)
+    )
 
 
 def state_shape(
@@ -188,6 +197,7 @@ def state_shape(
     optimizer: optax.GradientTransformation,
     x: Any,
     objective: Objective | None = None,
+    context: Any = None,
 ) -> TrainState:
     """The shapes and dtypes of a state, as `jax.ShapeDtypeStruct`: nothing is computed.
 
@@ -196,9 +206,10 @@ def state_shape(
       optimizer: the optimizer.
       x: prepared rows of the data, or their shape and dtype.
       objective: as in `init_state`.
+      context: as in `init_state`, or its shape and dtype.
     """
     init = partial(_init_state, model, optimizer, objective or elbo())
-    return jax.eval_shape(init, jax.eval_shape(jax.random.key, 0), x)
+    return jax.eval_shape(init, jax.eval_shape(jax.random.key, 0), x, *_given(context))
 
 
 def _init_state(
@@ -207,13 +218,19 @@ def _init_state(
     objective: Objective,
     key: Array,
     x: Array,
+    *context: Array,
 ) -> TrainState:
     init_key, run_key = jax.random.split(key)
     params_key, own_key = jax.random.split(init_key)
-    params = model.init(params_key, x)
-    own = objective.init(own_key, model, params, x)
+    params = model.init(params_key, x, *context)
+    own = objective.init(own_key, model, params, x, *context)
     opt_state = optimizer.init((params, own))
     return TrainState(params, own, opt_state, run_key, jnp.zeros((), jnp.int32))
+
+
+def _given(context: Any) -> tuple[Any, ...]:
+    """An argument for functions that need not name a context which is never given."""
+    return () if context is None else (context,)
 
 
 def train_step(
@@ -226,6 +243,7 @@ def train_step(
     x: Array,
     step: Array | int,
     average: Average = lambda tree: tree,
+    context: Array | None = None,
 ) -> tuple[tuple[Params, Params], optax.OptState, dict[str, Array]]:
     """One update on a batch.
 
@@ -239,13 +257,14 @@ def train_step(
       x: the batch `[n, *x_shape]`.
       step: number of steps taken so far.
       average: what is done to the gradient and the metrics, where a batch is in parts.
+      context: `[n, C]`, what the model is conditional on; None if it is not.
 
     Returns:
       The new `trained` and optimizer state, and the objective's metrics.
     """
 
     def loss(trained: tuple[Params, Params]) -> tuple[Array, dict[str, Array]]:
-        return objective.loss(model, *trained, key, x, jnp.asarray(step))
+        return objective.loss(model, *trained, key, x, jnp.asarray(step), *_given(context))
 
     gradient, metrics = average(jax.grad(loss, has_aux=True)(trained))
     updates, opt_state = optimizer.update(gradient, opt_state, trained)
@@ -296,7 +315,7 @@ class _Epoch(NamedTuple):
         self,
         state: TrainState,
         batches: Any,
-        read: Callable[[Any], Array] = lambda batch: batch,
+        read: Callable[[Any], tuple[Array, ...]] = lambda batch: batch,
         first: Array | int = 0,
         of_part: Callable[[Array], Array] = lambda key: key,
         average: Average = lambda tree: tree,
@@ -306,7 +325,7 @@ class _Epoch(NamedTuple):
         Args:
           state: the state before them.
           batches: `[k, ...]`, one entry a step.
-          read: from an entry to the rows of its batch.
+          read: from an entry to what `Dataset.rows` says of its batch.
           first: number of the first step within the epoch.
           of_part: what is done to a step's key, where a batch is in parts.
           average: as in `train_step`.
@@ -316,7 +335,8 @@ class _Epoch(NamedTuple):
         def step(carry: Any, inputs: tuple[Array, Any]) -> tuple[Any, Steps]:
             i, batch = inputs
             keys = jax.random.split(of_part(jax.random.fold_in(step_key, i)))
-            x = self.prepare(keys[1], read(batch))
+            rows, *context = read(batch)
+            x = self.prepare(keys[1], rows)
             trained, opt_state, metrics = train_step(
                 self.model,
                 self.optimizer,
@@ -327,6 +347,7 @@ class _Epoch(NamedTuple):
                 x,
                 state.epoch * self.num_steps + i,
                 average,
+                *(c.astype(x.dtype) for c in context),
             )
             new = trained, opt_state
             if not self.skip_nonfinite:
@@ -347,61 +368,60 @@ def _epoch_keys(state: TrainState) -> Array:
     return jax.random.split(jax.random.fold_in(state.key, state.epoch))
 
 
+Rows = tuple[np.ndarray, ...]
+"""What `Dataset.rows` gives: a split's rows, and their contexts where there are some."""
+
 RunEpoch = Callable[[TrainState], tuple[TrainState, Steps]]
 
 
-def _on_devices(
-    epoch: _Epoch, rows: np.ndarray, placement: Placement, state: TrainState
-) -> RunEpoch:
+def _on_devices(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState) -> RunEpoch:
     """An epoch whose training rows lie whole on every device: one program."""
     data = placement.replicate(rows)
 
     @partial(jax.jit, out_shardings=placement.replicated)
-    def run(state: TrainState, data: Array) -> tuple[TrainState, Steps]:
-        order = epoch_rows(state, len(data), epoch.batch_size)
+    def run(state: TrainState, data: tuple[Array, ...]) -> tuple[TrainState, Steps]:
+        order = epoch_rows(state, len(data[0]), epoch.batch_size)
         order = jax.lax.with_sharding_constraint(order, placement.rows(axis=1))
-        return epoch.scan(state, order, lambda batch: data[batch])
+        return epoch.scan(state, order, lambda batch: tuple(a[batch] for a in data))
 
     compiled = run.lower(state, data).compile()
     return lambda state: compiled(state, data)
 
 
-def _from_host(
-    epoch: _Epoch, rows: np.ndarray, placement: Placement, state: TrainState
-) -> RunEpoch:
+def _from_host(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState) -> RunEpoch:
     """An epoch whose training rows stay on the host, read in blocks ahead of their steps.
 
     Every process reads the rows of its own devices.
     """
 
     @partial(jax.jit, out_shardings=placement.replicated)
-    def run(state: TrainState, first: Array, x: Array) -> tuple[TrainState, Steps]:
-        return epoch.scan(state, x, first=first)
+    def run(
+        state: TrainState, first: Array, batches: tuple[Array, ...]
+    ) -> tuple[TrainState, Steps]:
+        return epoch.scan(state, batches, first=first)
 
     order = jax.jit(epoch_rows, static_argnums=(1, 2), out_shardings=placement.replicated)
-    shape = (epoch.batch_size, *rows.shape[1:])
 
-    def blocks(indices: np.ndarray) -> Iterator[Array]:
+    def take(array: np.ndarray, block: np.ndarray) -> Array:
+        shape = (*block.shape, *array.shape[1:])
+        return placement.split(shape, lambda part: array[block[part[:2]]], axis=1)
+
+    def blocks(indices: np.ndarray) -> Iterator[tuple[Array, ...]]:
         starts = np.split(indices, range(_BLOCK_STEPS, len(indices), _BLOCK_STEPS))
-        return gather(
-            starts,
-            lambda block: placement.split(
-                (len(block), *shape), lambda part: rows[block[part[:2]]], axis=1
-            ),
-        )
+        return gather(starts, lambda block: tuple(take(array, block) for array in rows))
 
     def run_epoch(state: TrainState) -> tuple[TrainState, Steps]:
         first, parts = 0, []
-        for x in blocks(np.asarray(order(state, len(rows), epoch.batch_size))):
-            state, steps = run(state, placement.replicate(np.int32(first)), x)
+        for batches in blocks(np.asarray(order(state, len(rows[0]), epoch.batch_size))):
+            state, steps = run(state, placement.replicate(np.int32(first)), batches)
             parts.append(steps)
-            first += len(x)
+            first += len(batches[0])
         return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
     return run_epoch
 
 
-def _by_pmap(epoch: _Epoch, rows: np.ndarray, placement: Placement, state: TrainState) -> RunEpoch:
+def _by_pmap(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState) -> RunEpoch:
     """`_on_devices` by `jax.pmap`: each device takes its part of every batch.
 
     Gradients and metrics are averaged, so that the objective must be a mean over rows. Each device
@@ -409,13 +429,13 @@ def _by_pmap(epoch: _Epoch, rows: np.ndarray, placement: Placement, state: Train
     """
     data, size = placement.replicate(rows), placement.mesh.size
 
-    def on_device(_: Array, state: TrainState, data: Array) -> tuple[TrainState, Steps]:
+    def on_device(_: Array, state: TrainState, data: tuple[Array, ...]) -> tuple[TrainState, Steps]:
         device = jax.lax.axis_index(AXIS)
-        order = epoch_rows(state, len(data), epoch.batch_size)
+        order = epoch_rows(state, len(data[0]), epoch.batch_size)
         return epoch.scan(
             state,
             order.reshape(len(order), size, -1)[:, device],
-            lambda batch: data[batch],
+            lambda batch: tuple(a[batch] for a in data),
             of_part=lambda key: jax.random.fold_in(key, device),
             average=lambda tree: jax.lax.pmean(tree, AXIS),
         )
@@ -487,7 +507,8 @@ def epochs(
     """
     objective = objective or elbo()
     placement = placement or one_device()
-    train = dataset.train
+    rows = dataset.rows("train")
+    train, *context = rows
     _check_epochs(len(train), batch_size, valid_every, patience, placement, on_host, method)
     epoch = _Epoch(
         model, optimizer, objective, dataset.prepare, batch_size, len(train) // batch_size
@@ -495,7 +516,8 @@ def epochs(
     if resume is None:
         prepare_key, state_key = jax.random.split(key)
         x = jax.jit(dataset.prepare)(prepare_key, jnp.asarray(train[:INIT_ROWS]))
-        state = init_state(model, optimizer, state_key, x, objective)
+        some = [jnp.asarray(c[:INIT_ROWS], x.dtype) for c in context]
+        state = init_state(model, optimizer, state_key, x, objective, *some)
         resume = Progress(state, state)
     progress = resume._replace(
         state=placement.replicate(resume.state), best=placement.replicate(resume.best)
@@ -508,7 +530,7 @@ def epochs(
         if skip_nonfinite not in programs:
             start = time.perf_counter()
             checked = epoch._replace(skip_nonfinite=skip_nonfinite)
-            programs[skip_nonfinite] = build(checked, train, placement, state)
+            programs[skip_nonfinite] = build(checked, rows, placement, state)
             compile_seconds = time.perf_counter() - start
         return *programs[skip_nonfinite](state), compile_seconds
 
@@ -581,28 +603,28 @@ def _validation(
     model: Model, score: ScoreFn, dataset: Dataset, placement: Placement, batch_size: int = 1000
 ) -> Callable[[TrainState], dict[str, float]] | None:
     """The function that measures a state on the whole validation split; None if that is empty."""
-    rows = dataset.valid
-    if not len(rows):
+    num_rows = len(dataset.valid)
+    if not num_rows:
         return None
-    rows = placement.replicate(rows)
-    size = min(batch_size, len(rows))
+    rows = placement.replicate(dataset.rows("valid"))
+    size = min(batch_size, num_rows)
 
     @partial(jax.jit, out_shardings=placement.replicated)
-    def measure(state: TrainState, rows: Array) -> dict[str, Array]:
+    def measure(state: TrainState, rows: tuple[Array, ...]) -> dict[str, Array]:
         # Another stream than the steps'.
         key = jax.random.fold_in(state.key, zlib.crc32(b"validation"))
         key = jax.random.fold_in(key, state.epoch)
 
-        def batch(i: Array, rows: Array) -> dict[str, Array]:
-            x = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-            return score(model, state.eval_params, jax.random.fold_in(key, i), x)
+        def batch(i: Array, rows: tuple[Array, ...]) -> dict[str, Array]:
+            x, *context = (a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in rows)
+            return score(model, state.eval_params, jax.random.fold_in(key, i), x, *context)
 
-        whole = len(rows) // size
-        batches = rows[: whole * size].reshape(whole, size, *rows.shape[1:])
+        whole = num_rows // size
+        batches = tuple(a[: whole * size].reshape(whole, size, *a.shape[1:]) for a in rows)
         parts = jax.lax.map(lambda args: batch(*args), (jnp.arange(whole), batches))
         parts = [jax.tree.map(jnp.ravel, parts)]
-        if len(rows) % size:
-            parts.append(batch(jnp.array(whole), rows[whole * size :]))
+        if num_rows % size:
+            parts.append(batch(jnp.array(whole), tuple(a[whole * size :] for a in rows)))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves).mean(), *parts)
 
     def validate(state: TrainState) -> dict[str, float]:

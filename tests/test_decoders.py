@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from support import KEY, normal, random_params
 
-from led_jax import Likelihood, decoders, likelihoods
+from led_jax import Likelihood, decoders, densities, flows, likelihoods, networks
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -51,6 +51,42 @@ def test_gaussian_decoder(x64):
     draws = decoder.sample(params, KEY, jnp.broadcast_to(z, (2000, *z.shape)))
     standard = ((draws - mean) / 0.4).ravel()
     assert scipy.stats.kstest(np.asarray(standard), scipy.stats.norm.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("scale", "size"), [("one", 1), ("entry", 3)])
+def test_a_deviation_that_does_not_depend_on_z(x64, scale, size):
+    decoder = decoders.decoder(likelihoods.learned_gaussian(scale), nn.Dense(3))
+    z, x = normal((5, 2)), normal((7, 5, 3), seed=4)
+    assert jax.eval_shape(decoder.init, KEY, z)["free"].shape == (size,)
+    params = random_params(decoder.init, z)
+    mean = z @ params["network"]["kernel"] + params["network"]["bias"]
+    expected = scipy.stats.norm.logpdf(x, mean, np.exp(params["free"])).sum(-1)
+    np.testing.assert_allclose(decoder.log_prob(params, z, x), expected)
+    # Fitted to noise of known deviations, it finds them.
+    slope = jax.grad(lambda p: decoder.log_prob(p, z, x).mean())(params)["free"]
+    by_hand = (((x - mean) * np.exp(-params["free"])) ** 2 - 1).mean((0, 1))
+    np.testing.assert_allclose(slope, by_hand if size == 3 else by_hand.sum(keepdims=True))
+
+
+def test_a_density_as_decoder_integrates_to_one_at_every_z(x64):
+    flow = flows.real_nvp((2,), 2, hidden=(4,), context_dim=3)
+    density = densities.transformed(densities.standard_normal((2,)), flow)
+    decoder = decoders.density_decoder(density, 2, networks.MLP((4, 3)), mean_samples=4000)
+    z = normal((2, 1, 2))
+    params = random_params(decoder.init, z, scale=0.5)
+    step = 0.06
+    axis = np.arange(-15, 15, step)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    mass = np.exp(jax.jit(decoder.log_prob)(params, z, grid)) * step**2
+    assert mass.shape == (2, len(grid))
+    # The conditioner's kinks bound the sum's accuracy: 1e-5 at this step.
+    np.testing.assert_allclose(mass.sum(1), 1, rtol=1e-4)
+    means = mass @ grid
+    assert np.abs(means[0] - means[1]).max() > 0.05  # It reads z.
+    found = jax.jit(decoder.mean)(params, z[:, 0])
+    draws = jax.jit(decoder.sample)(params, KEY, jnp.broadcast_to(z[:, 0], (4000, 2, 2)))
+    for sampled in (found, draws.mean(0)):
+        np.testing.assert_allclose(sampled, means, atol=4 * 2 / np.sqrt(4000))
 
 
 def test_samples_of_z_broadcast_against_x():

@@ -8,9 +8,19 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import KEY, normal, random_params
-from support.linear_gaussian import LED_MODEL, MARGINAL_COV, MARGINAL_MEAN, M, T, Truth, data
+from support.linear_gaussian import LED_MODEL, MARGINAL_COV, MARGINAL_MEAN, M, S, T, Truth, data
 
-from led_jax import LED, decoders, densities, encoders, estimators, flows
+from led_jax import (
+    LED,
+    decoders,
+    densities,
+    encoders,
+    estimators,
+    flows,
+    likelihoods,
+    networks,
+    objectives,
+)
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -38,6 +48,56 @@ def test_importance_weighted_bound_is_exact_with_the_exact_posterior(x64):
     for k in (1, 7):
         actual = estimators.importance_weighted_bound(LED_MODEL, truth.params, KEY, x, k)
         np.testing.assert_allclose(actual, truth.log_marginal(x), rtol=1e-10)
+
+
+def conditional_model():
+    """The linear-Gaussian model whose x is shifted by V'c: p(x|c) and p(c|x) are closed forms."""
+    truth, v = Truth(), np.array([[0.0, 0.0, 0.0], [1.5, -0.5, 0.3], [-0.4, 1.0, 1.0]])
+    encoder = truth.params["encoder"]
+    decoder = truth.params["decoder"]
+    stacked = lambda kernel, of_context: jnp.concatenate([kernel, of_context])  # noqa: E731
+    params = truth.params | {
+        "encoder": {
+            "Dense_0": encoder
+            | {"kernel": stacked(encoder["kernel"], -v @ np.asarray(encoder["kernel"]))}
+        },
+        "decoder": {"Dense_0": decoder | {"kernel": stacked(decoder["kernel"], v)}},
+    }
+    led = LED_MODEL._replace(
+        encoder=encoders.gaussian_encoder(networks.MLP((4,)), 2),
+        decoder=decoders.decoder(likelihoods.gaussian(S), networks.MLP((3,))),
+    )
+    return led, params, v, truth
+
+
+def test_a_conditional_model_is_exact_with_the_exact_posterior(x64):
+    led, params, v, truth = conditional_model()
+    x = data(9)
+    labels = np.arange(9) % 3
+    context, shifted = np.eye(3)[labels], x + v[labels]
+    exact = truth.log_marginal(x)  # p(x + V'c | c) is p(x).
+    found = estimators.nll(led, params, KEY, shifted, 5, batch_size=4, context=context)
+    np.testing.assert_allclose(found.per_example, -exact, rtol=1e-10)
+    bound = estimators.importance_weighted_bound(led, params, KEY, shifted, 3, context)
+    np.testing.assert_allclose(bound, exact, rtol=1e-10)
+    for objective in (objectives.iwae(2), objectives.dreg(2), objectives.stl()):
+        _, metrics = objective.loss(led, params, (), KEY, shifted, jnp.array(0), context)
+        assert metrics["elbo"] == pytest.approx(exact.mean(), rel=1e-10)
+    with pytest.raises(ValueError, match=r"a context for each of 9 rows, got shape \[8, 3\]"):
+        estimators.nll(led, params, KEY, shifted, 5, context=context[:8])
+
+
+def test_classes_by_bayes_rule(x64):
+    led, params, v, truth = conditional_model()
+    x, probs = data(6), np.array([0.2, 0.5, 0.3])
+    find = lambda **options: estimators.class_log_posterior(  # noqa: E731
+        led, params, KEY, x, np.eye(3), 4, **options
+    )
+    log_joint = np.stack([truth.log_marginal(x - shift) for shift in v], 1) + np.log(probs)
+    expected = np.exp(log_joint) / np.exp(log_joint).sum(1, keepdims=True)
+    np.testing.assert_allclose(np.exp(find(class_probs=probs)), expected, rtol=1e-9)
+    with pytest.raises(ValueError, match="expected 3 positive class_probs, got"):
+        find(class_probs=np.array([0.5, 0.5]))
 
 
 def test_nll_is_the_exact_marginal_within_its_error(x64):

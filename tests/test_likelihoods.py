@@ -30,6 +30,35 @@ def test_gaussian_is_scipys(x64):
     assert scipy.stats.kstest(np.asarray(standard), scipy.stats.norm.cdf).pvalue > 1e-3
 
 
+def test_a_learned_deviation_is_scipys(x64):
+    likelihood = likelihoods.learned_gaussian("network")
+    raw, x = normal((5, 2, 4)), normal((3, 5, 4), seed=2)
+    expected = scipy.stats.norm.logpdf(x, raw[:, 0], np.exp(raw[:, 1]))
+    np.testing.assert_allclose(likelihood.log_prob(raw, x), expected, rtol=1e-9)
+    draws = likelihood.sample(KEY, jnp.broadcast_to(raw, (500, *raw.shape)))
+    standard = ((draws - raw[:, 0]) * np.exp(-raw[:, 1])).ravel()
+    assert scipy.stats.kstest(np.asarray(standard), scipy.stats.norm.cdf).pvalue > 1e-3
+    # A constant entry cannot drive the density to infinity.
+    far = jnp.array([0.0, -1e9])[:, None]
+    assert likelihood.log_prob(far, np.zeros(1))[0] == 7 - 0.5 * np.log(2 * np.pi)
+    with pytest.raises(ValueError, match="scale must be one, entry or network, got 'each'"):
+        likelihoods.learned_gaussian("each")
+
+
+def test_categorical_is_a_distribution_over_its_categories(x64):
+    likelihood, raw = likelihoods.categorical(5), 2 * normal((5, 4))
+    numbers = np.arange(5)
+    mass = scipy.special.softmax(raw, 0)
+    log_prob = likelihood.log_prob(raw, numbers[:, None] * np.ones(4))
+    np.testing.assert_allclose(jnp.exp(log_prob), mass, rtol=1e-9)
+    np.testing.assert_allclose(likelihood.mean(raw), numbers @ mass, rtol=1e-9)
+    draws = likelihood.sample(KEY, jnp.broadcast_to(raw, (4000, *raw.shape)))
+    frequencies = (np.asarray(draws)[..., None] == numbers).mean(0).T
+    np.testing.assert_allclose(frequencies, mass, atol=4 * 0.5 / np.sqrt(4000))
+    with pytest.raises(ValueError, match="num_categories must be 2 to 256, got 1"):
+        likelihoods.categorical(1)
+
+
 LEVELS = np.arange(256) / 255
 
 
@@ -87,6 +116,8 @@ def test_a_deviation_is_positive_and_finite(std):
     [
         likelihoods.bernoulli,
         lambda: likelihoods.gaussian(0.5),
+        lambda: likelihoods.learned_gaussian("network"),
+        lambda: likelihoods.categorical(4),
         lambda: likelihoods.discretized_logistic(3),
     ],
 )

@@ -111,3 +111,19 @@ def test_spatial_networks_refuse_other_latent_shapes():
         ValueError, match=r"expected z of shape \[\.\.\., 4, 4, C\], got \(4, 2, 2\)"
     ):
         decoder.init(KEY, normal((4, 2, 2)))
+
+
+@pytest.mark.parametrize("num_params", [1, 2])
+def test_colours_are_the_last_axis_of_every_parameter(num_params):
+    """A network whose last bias alone is not zero: number p * C + c for parameter p, colour c."""
+    module = networks.ResConvDecoder((6, 5, 3), (4, 4), 8, False, num_params)
+    params = jax.tree.map(jnp.zeros_like, random_params(module.init, jnp.zeros((2, 7))))
+    numbers = jnp.arange(3.0 * num_params)
+    params["params"]["ResBlock_1"]["Conv_1"]["bias"] = numbers
+    out = module.apply(params, normal((2, 7))).reshape(2, num_params, 6, 5, 3)
+    expected = numbers.reshape(num_params, 1, 1, 3)
+    np.testing.assert_array_equal(out, jnp.broadcast_to(expected, out.shape))
+    encoder = encoders.resconv_encoder((6, 5, 3), 4, (4,), 8)
+    shapes = jax.eval_shape(encoder.init, KEY, jnp.zeros((2, 90)))
+    assert shapes["ResBlock_0"]["Conv_0"]["kernel"].shape == (3, 3, 3, 8)
+    assert jax.eval_shape(encoder.apply, shapes, jnp.zeros((2, 90))).mean.shape == (2, 4)

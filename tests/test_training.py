@@ -63,7 +63,7 @@ class Toy(NamedTuple):
     def init(self, key, x):
         return jnp.zeros(())
 
-    def elbo(self, params, key, x):
+    def elbo(self, params, key, x, context=None):
         self.traces.append(x.shape)
         zeros = jnp.zeros(len(x))
         return Elbo(self.f(x), zeros, zeros + params)
@@ -83,8 +83,33 @@ class Fixed(NamedTuple):
     def init(self, key, x):
         return self.params
 
-    def elbo(self, *args):
-        return self.led.elbo(*args)
+    def elbo(self, *args, **options):
+        return self.led.elbo(*args, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"on_host": True}, {"method": "pmap"}])
+def test_every_row_comes_with_its_own_context(options):
+    """A model that knows its rows from their contexts, and is off by their distance."""
+
+    class Conditional(Toy):
+        def init(self, key, x, context):
+            return jnp.zeros(())
+
+        def elbo(self, params, key, x, context):
+            zeros = jnp.zeros(len(x))
+            return Elbo(-jnp.abs(x - context).sum(1), zeros, zeros + params)
+
+    rng = np.random.default_rng(0)
+    train, valid = (rng.integers(0, 256, (n, 2)).astype(np.uint8) for n in (23, 7))
+    context = {"train": train, "valid": valid.astype(np.float32)}
+    data = dataset(train, valid)._replace(context=context)
+    (progress,) = run_toy(Conditional(), 1, data, 4, **options)
+    assert progress.history[0]["train_log_likelihood"] == 0
+    assert progress.history[0]["valid_log_likelihood"] == 0
+    assert progress.history[0]["train_log_posterior"] != 0
+    others = data._replace(context=context | {"train": train[::-1].copy()})
+    (progress,) = run_toy(Conditional(), 1, others, 4, **options)
+    assert progress.history[0]["train_log_likelihood"] < -50
 
 
 def test_a_linear_gaussian_model_comes_to_the_maximum_of_its_likelihood():
@@ -324,7 +349,7 @@ def test_steps_that_are_not_finite_are_skipped_and_told(on_host):
 
 def test_a_bad_gradient_of_a_finite_loss_is_skipped():
     class Root(Toy):
-        def elbo(self, params, key, x):
+        def elbo(self, params, key, x, context=None):
             terms = super().elbo(params, key, x)
             return terms._replace(log_prior=jnp.sqrt(x[:, 0] * params))  # Infinite slope at 0.
 

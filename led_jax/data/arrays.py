@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from led_jax.data.contexts import make_context
 from led_jax.data.dataset import SPLITS, Dataset, Prepare, binarize, cast
 from led_jax.data.draws import bernoulli, random_words
 from led_jax.data.npz import names_of, read_npz
@@ -26,6 +27,7 @@ def from_arrays(
     seed: int = 0,
     values: str = "unit",
     prepare: Prepare = cast,
+    labels: Mapping[str, ArrayLike] | None = None,
 ) -> Dataset:
     """Makes a data set of three arrays, or of one that is split.
 
@@ -46,6 +48,8 @@ def from_arrays(
         values: what the model's likelihood takes, its `values`: see `check_rows`.
         prepare: what is done to training rows before every step. `binarize` draws binary pixels:
             all arrays are then grey levels 0..255, and valid and test are drawn once.
+        labels: what a model is to be conditional on: labels `[n]` or covariates `[n, C]` of each
+            array given, see `make_context`.
 
     Returns:
         The data set, its splits as uint8 or float32 `[n, D]`.
@@ -72,9 +76,13 @@ def from_arrays(
             raise ValueError(f"{name}: binary pixels are no data for a likelihood of {values!r}")
         values = "levels"
     rows = {key: check_rows(f"{name}: {key}", a, values) for key, a in arrays.items()}
+    context = None
+    if labels is not None:
+        context = make_context(name, labels, {key: len(array) for key, array in rows.items()})
     if rows.keys() == {"train"}:
         ends = _ends(name, len(rows["train"]), (0.8, 0.1, 0.1) if split is None else split)
         rows = split_rows(rows["train"], ends, seed)
+        context = context and split_rows(context["train"], ends, seed)
     elif rows.keys() != set(SPLITS) or split is not None:
         raise ValueError(
             f"{name}: expected train, valid and test, or train alone and a split; got "
@@ -86,7 +94,7 @@ def from_arrays(
         for stream in (1, 2):
             key = SPLITS[stream]
             rows[key] = bernoulli(rows[key], 255, seed=seed, stream=stream)
-    return Dataset(name, image_shape, **rows, prepare=prepare)
+    return Dataset(name, image_shape, **rows, prepare=prepare, context=context)
 
 
 def load_npz(
@@ -96,16 +104,19 @@ def load_npz(
     seed: int = 0,
     values: str = "unit",
     prepare: Prepare = cast,
+    condition: str = "",
 ) -> Dataset:
     """Loads a data set from an `.npz` file, without unpickling anything.
 
     Args:
         path: the file, with arrays `train`, `valid` and `test`, or `train` alone; beside them there
-            may be labels, `train_labels` and so on, which are not read.
+            may be labels, `train_labels` and so on.
         split: see `from_arrays`, as all that follows.
         seed: of the split.
         values: what the model's likelihood takes.
         prepare: what is done to training rows before every step.
+        condition: `labels` makes the labels what a model is to be conditional on; "" leaves them
+            unread.
 
     Returns:
         The data set, under the file's name without `.npz`.
@@ -122,8 +133,19 @@ def load_npz(
             f"it has {', '.join(names) or 'none'}"
         )
     arrays = read_npz(path, wanted)
-    name = Path(path).stem
-    return from_arrays(**arrays, name=name, split=split, seed=seed, values=values, prepare=prepare)
+    labels = None
+    if condition:
+        labels = read_npz(path, [f"{key}_labels" for key in wanted])
+        labels = {key.removesuffix("_labels"): array for key, array in labels.items()}
+    return from_arrays(
+        **arrays,
+        name=Path(path).stem,
+        split=split,
+        seed=seed,
+        values=values,
+        prepare=prepare,
+        labels=labels,
+    )
 
 
 def from_grey(
@@ -133,6 +155,7 @@ def from_grey(
     values: str = "unit",
     dynamic: bool = False,
     seed: int = 0,
+    labels: Mapping[str, ArrayLike] | None = None,
 ) -> Dataset:
     """Makes a data set of grey or colour levels, which it binarizes for `unit` values alone.
 
@@ -143,6 +166,7 @@ def from_grey(
             for others the levels stay what they are.
         dynamic: draw training pixels afresh for every step, those of valid and test once.
         seed: of the draw.
+        labels: as for `from_arrays`.
 
     Raises:
         ValueError: from `from_arrays`.
@@ -153,8 +177,16 @@ def from_grey(
             for stream, key in enumerate(SPLITS)
         }
     train, valid, test = (splits[key] for key in SPLITS)
-    prepare = binarize if dynamic else cast
-    return from_arrays(train, valid, test, name=name, seed=seed, values=values, prepare=prepare)
+    return from_arrays(
+        train,
+        valid,
+        test,
+        name=name,
+        seed=seed,
+        values=values,
+        prepare=binarize if dynamic else cast,
+        labels=labels,
+    )
 
 
 def split_rows(rows: np.ndarray, ends: Sequence[int], seed: int) -> dict[str, np.ndarray]:

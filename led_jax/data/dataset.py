@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-SPLITS = ("train", "valid", "test")
+SPLITS: tuple[str, ...] = ("train", "valid", "test")
 
 Prepare = Callable[[Array, Array], Array]
 """`(key, rows) -> batch`: what is done to training rows before every step."""
@@ -39,6 +39,7 @@ class Dataset(NamedTuple):
         valid: `[n, D]`, uint8 or float32: what the model is to score.
         test: `[n, D]`, as `valid`.
         prepare: `(key, rows) -> batch` of floats, applied to training rows before every step.
+        context: by split, what a model of the rows is conditional on, `[n, C]`; or None.
     """
 
     name: str
@@ -47,6 +48,12 @@ class Dataset(NamedTuple):
     valid: np.ndarray
     test: np.ndarray
     prepare: Prepare = cast
+    context: Mapping[str, np.ndarray] | None = None
+
+    def rows(self, split: str) -> tuple[np.ndarray, ...]:
+        """A split's rows, and their contexts where there are some: `(x,)` or `(x, context)`."""
+        context = () if self.context is None else (self.context[split],)
+        return getattr(self, split), *context
 
 
 def from_rows(
@@ -94,7 +101,7 @@ def fingerprint(dataset: Dataset) -> str:
     Two data sets have the same fingerprint only if training on them is the same: the order of
     the rows counts too, and so does the name of what prepares them.
     """
-    arrays = [getattr(dataset, split) for split in SPLITS]
+    arrays = [array for split in SPLITS for array in dataset.rows(split)]
     shapes = [dataset.image_shape, *(array.shape for array in arrays)]
     digest = hashlib.sha256(json.dumps([dataset.name, _name(dataset.prepare), shapes]).encode())
     for array in arrays:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from led_jax.data.arrays import from_arrays, from_grey, split_rows
-from led_jax.data.dataset import Dataset
+from led_jax.data.dataset import SPLITS, Dataset
 from led_jax.data.npz import read_npz
 
 _Arrays = Mapping[str, np.ndarray]
@@ -19,18 +19,30 @@ class NamedFile(NamedTuple):
     Attributes:
         file: its name in the directory.
         shapes: of the arrays that are read, all of uint8.
+        labels: shapes of the labels, read where a model is to be conditional on them.
         make: from these arrays, `values`, `dynamic` and `seed`, as of `from_grey`, to the data set.
     """
 
     file: str
     shapes: Mapping[str, tuple[int, ...]]
+    labels: Mapping[str, tuple[int, ...]]
     make: Callable[[_Arrays, str, bool, int], Dataset]
 
 
 def _mnist(arrays: _Arrays, values: str, dynamic: bool, seed: int) -> Dataset:
-    train, valid = np.split(arrays["train"], [50_000])
-    splits = {"train": train, "valid": valid, "test": arrays["test"]}
-    return from_grey("mnist", splits, values=values, dynamic=dynamic, seed=seed)
+    def splits(train: str, test: str) -> dict[str, np.ndarray]:
+        parts = *np.split(arrays[train], [50_000]), arrays[test]
+        return dict(zip(SPLITS, parts, strict=True))
+
+    labels = splits("train_labels", "test_labels") if "train_labels" in arrays else None
+    return from_grey(
+        "mnist",
+        splits("train", "test"),
+        values=values,
+        dynamic=dynamic,
+        seed=seed,
+        labels=labels,
+    )
 
 
 def _freyfaces(arrays: _Arrays, values: str, dynamic: bool, seed: int) -> Dataset:
@@ -48,20 +60,30 @@ def _silhouettes(arrays: _Arrays, values: str, dynamic: bool, seed: int) -> Data
             f"values 'unit', got values {values!r}" + (" and binarize='dynamic'" if dynamic else "")
         )
     # As published the object is 0; as in the papers that train on these images it is 1.
-    rows = {key: 1 - np.unpackbits(packed, axis=1) for key, packed in arrays.items()}
-    train, valid, test = (rows[key].reshape(-1, 28, 28) for key in ("train", "val", "test"))
-    return from_arrays(train, valid, test, name=name)
+    published = ("train", "val", "test")
+    train, valid, test = (
+        (1 - np.unpackbits(arrays[key], axis=1)).reshape(-1, 28, 28) for key in published
+    )
+    labels = None
+    if "train_labels" in arrays:
+        found = (arrays[f"{key}_labels"] for key in published)
+        labels = dict(zip(SPLITS, found, strict=True))
+    return from_arrays(train, valid, test, name=name, labels=labels)
 
 
 NAMED = {
     "caltech101_silhouettes": NamedFile(
         "caltech101_silhouettes_28_split1.npz",
         {"train": (4_100, 98), "val": (2_264, 98), "test": (2_307, 98)},
+        {"train_labels": (4_100,), "val_labels": (2_264,), "test_labels": (2_307,)},
         _silhouettes,
     ),
-    "freyfaces": NamedFile("freyfaces.npz", {"images": (1_965, 28, 20)}, _freyfaces),
+    "freyfaces": NamedFile("freyfaces.npz", {"images": (1_965, 28, 20)}, {}, _freyfaces),
     "mnist": NamedFile(
-        "mnist_grey.npz", {"train": (60_000, 28, 28), "test": (10_000, 28, 28)}, _mnist
+        "mnist_grey.npz",
+        {"train": (60_000, 28, 28), "test": (10_000, 28, 28)},
+        {"train_labels": (60_000,), "test_labels": (10_000,)},
+        _mnist,
     ),
 }
 """Data sets whose file may lie in a directory:
@@ -85,6 +107,7 @@ def load_named(
     values: str = "unit",
     dynamic: bool = False,
     seed: int = 0,
+    condition: str = "",
 ) -> Dataset:
     """Loads one of `NAMED`.
 
@@ -95,6 +118,7 @@ def load_named(
             `unit`, for which pixels are drawn with P(1) = level / 255.
         dynamic: draw training pixels afresh for every step.
         seed: of the split of `freyfaces`, and of the draw.
+        condition: `labels` makes the labels what a model is to be conditional on.
 
     Returns:
         The data set.
@@ -109,9 +133,13 @@ def load_named(
         raise FileNotFoundError(
             f"{name}: pass a directory with the file {named.file} as --data_dir; {where}"
         )
-    path = Path(data_dir or "", named.file)
-    arrays = read_npz(path, list(named.shapes))
-    for key, shape in named.shapes.items():
+    if condition and not named.labels:
+        raise ValueError(f"{name} has no labels to condition on")
+    path, shapes = Path(data_dir or "", named.file), dict(named.shapes)
+    if condition:
+        shapes |= named.labels
+    arrays = read_npz(path, list(shapes))
+    for key, shape in shapes.items():
         if arrays[key].shape != shape or arrays[key].dtype != np.uint8:
             raise ValueError(
                 f"{path}: {key} is {arrays[key].dtype} {arrays[key].shape}, expected uint8 {shape}"

@@ -20,6 +20,7 @@ def load(
     seed: int = 0,
     split: Sequence[float] | None = None,
     values: str = "unit",
+    condition: str = "",
 ) -> Dataset:
     """Loads a data set of images, or of what an `.npz` file holds.
 
@@ -40,6 +41,9 @@ def load(
         split: parts of an `.npz` that has `train` alone.
         values: what the model's likelihood takes, see `check_rows`. Images are binarized for
             `unit`, and for others stay what they are.
+        condition: `labels` makes the labels of `digits`, `mnist` and `caltech101_silhouettes`, or
+            an `.npz`'s `train_labels` and so on, what a model is to be conditional on. `[n]` labels
+            become one-hot rows, `[n, C]` covariates stay: see `make_context`. "": nothing.
 
     Returns:
         The data set.
@@ -51,6 +55,8 @@ def load(
     """
     if binarize not in ("static", "dynamic"):
         raise ValueError(f"binarize is {binarize!r}, expected 'static' or 'dynamic'")
+    if condition not in ("", "labels"):
+        raise ValueError(f"condition is {condition!r}, expected '' or 'labels'")
     if seed < 0:
         raise ValueError(f"seed is {seed}, expected 0 or more")
     if data_dir is not None:
@@ -61,18 +67,24 @@ def load(
     if name.endswith(".npz"):
         path = os.path.join(data_dir or "", os.path.expanduser(name))
         prepare = draw if dynamic else cast
-        return load_npz(path, split=split, seed=seed, values=values, prepare=prepare)
+        return load_npz(
+            path, split=split, seed=seed, values=values, prepare=prepare, condition=condition
+        )
     if split is not None:
         raise ValueError(f"data set {name!r} has splits of its own: split goes with FILE.npz")
     # tensorflow-datasets has mnist, too, and none of the others.
     if name in NAMED and (name != "mnist" or has_file(name, data_dir)):
-        return load_named(name, data_dir, values=values, dynamic=dynamic, seed=seed)
+        return load_named(
+            name, data_dir, values=values, dynamic=dynamic, seed=seed, condition=condition
+        )
     if name in ("digits", "binarized_mnist") and values != "unit":
         raise ValueError(
             f"data set {name!r} has black and white pixels, no data for a likelihood of {values!r}"
         )
     if name == "digits":
-        return load_digits(dynamic=dynamic, seed=seed)
+        return load_digits(dynamic=dynamic, seed=seed, condition=condition)
+    if condition:
+        raise ValueError(f"data set {name!r} has no labels here to condition on")
     if name == "binarized_mnist":
         if dynamic:
             raise ValueError(

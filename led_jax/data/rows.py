@@ -28,6 +28,13 @@ VALUES = {
 """Kinds of data by name: which values they may have."""
 
 
+def _values(name: str) -> _Values:
+    below, _, number = name.partition(" ")
+    if below == "below":
+        return _Values(0, int(number) - 1, True, f"whole numbers 0..{int(number) - 1}")
+    return VALUES[name]
+
+
 def check_rows(what: str, array: np.ndarray, values: str = "unit") -> np.ndarray:
     """Checks an array of data and makes flat rows of it.
 
@@ -36,10 +43,11 @@ def check_rows(what: str, array: np.ndarray, values: str = "unit") -> np.ndarray
         array: `[n, ...]` of bool, integer or float dtype.
         values: `unit` for 0 and 1 or numbers between them, which a Bernoulli likelihood takes;
             `levels` for whole numbers 0..255; `scaled_levels` for these, to be divided by 255;
-            `real` for any finite numbers.
+            `below K` for 0..K - 1; `real` for any finite numbers.
 
     Returns:
-        `[n, D]`: float32, or uint8 where whole numbers of `unit` or `levels` can be kept as such.
+        `[n, D]`: float32, or uint8 where whole numbers of `unit`, `levels` or `below K` can
+            be kept as such.
 
     Raises:
         ValueError: the array is empty or has another dtype or other values; NaN and infinity are
@@ -62,7 +70,7 @@ def check_rows(what: str, array: np.ndarray, values: str = "unit") -> np.ndarray
                 f"{what} has {(~finite).sum()} values that are NaN or not finite in float32, the "
                 f"first in row {row}, entry {entry}"
             )
-    kind, low, high = VALUES[values], rows.min(), rows.max()
+    kind, low, high = _values(values), rows.min(), rows.max()
     whole = rows.dtype.kind != "f" or bool((rows == np.floor(rows)).all())
     if low < kind.low or high > kind.high or (kind.whole and not whole):
         raise ValueError(f"{what} has values from {low} to {high}, expected {kind.expected}")

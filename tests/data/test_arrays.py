@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from led_jax.data import binarize, check_rows, from_arrays, load
+from led_jax.data import binarize, check_rows, fingerprint, from_arrays, load
 
 RNG = np.random.default_rng(0)
 BITS = RNG.integers(0, 2, (40, 4, 3)).astype(bool)
@@ -130,3 +130,65 @@ def test_a_split_goes_with_a_file():
         load("digits", split=(0.8, 0.1, 0.1))
     with pytest.raises(FileNotFoundError, match="mine.npz is not an existing file"):
         load("mine.npz")
+
+
+def test_labels_go_with_their_rows():
+    x = np.arange(60, dtype=np.float32)[:, None] / 60
+    labels, split = np.arange(60) % 3 + 5, (0.5, 0.25, 0.25)
+    dataset = from_arrays(x, split=split, seed=1, labels={"train": labels})
+    whole = from_arrays(
+        x[:30],
+        x[30:40],
+        x[40:],
+        labels={"train": labels[:30], "valid": labels[30:40], "test": labels[40:]},
+    )
+    for data in (dataset, whole):
+        for key in ("train", "valid", "test"):
+            rows, context = data.rows(key)
+            assert context.dtype == np.uint8
+            own = np.rint(rows[:, 0] * 60).astype(int)
+            np.testing.assert_array_equal(context, np.eye(3)[own % 3])
+    covariates = from_arrays(x, split=split, seed=1, labels={"train": 10 * x})
+    np.testing.assert_allclose(covariates.rows("test")[1], 10 * covariates.test)
+    assert from_arrays(x).rows("train")[1:] == ()
+    assert fingerprint(dataset) != fingerprint(dataset._replace(context=None))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"train": np.zeros(39, int)}, r"labels of train have shape \[39\], expected \[40\]"),
+        ({"train": np.zeros(40)}, "labels of train have dtype float64, expected whole numbers"),
+        ({"train": np.zeros((40, 2, 2))}, r"shape \[40, 2, 2\], expected \[40, 2\]"),
+        ({"train": np.full((40, 2), np.nan)}, "labels of train have values that are NaN"),
+        ({"valid": np.zeros(40, int)}, "expected labels of train, got them of valid"),
+    ],
+)
+def test_labels_that_do_not_match(labels, message):
+    with pytest.raises(ValueError, match=message):
+        from_arrays(BITS, labels=labels)
+
+
+def test_labels_by_name(tmp_path):
+    from sklearn import datasets
+
+    images, digits = datasets.load_digits(return_X_y=True)
+    dataset = load("digits", condition="labels")
+    assert dataset.rows("valid")[1].shape == (250, 10)
+    found = np.concatenate([dataset.rows(key)[1] for key in ("train", "valid", "test")])
+    np.testing.assert_array_equal(found.sum(0), np.bincount(digits))
+    # A pixel that tells the zeros from all others.
+    middle = 8 * 4 + 4
+    train, context = dataset.rows("train")
+    mean = (images[digits == 0, middle] / 16).mean()
+    assert abs(train[context[:, 0] == 1, middle].mean() - mean) < 0.1 < train[:, middle].mean()
+    np.savez(tmp_path / "mine.npz", train=BITS, train_labels=np.arange(40) % 4)
+    mine = load(f"{tmp_path}/mine.npz", condition="labels")
+    assert mine.rows("train")[1].shape == (32, 4)
+    np.savez(tmp_path / "mine.npz", train=BITS)
+    with pytest.raises(ValueError, match="no array train_labels; it has train"):
+        load(f"{tmp_path}/mine.npz", condition="labels")
+    with pytest.raises(ValueError, match="'fashion_mnist' has no labels here"):
+        load("fashion_mnist", condition="labels")
+    with pytest.raises(ValueError, match="condition is 'label', expected '' or 'labels'"):
+        load(condition="label")

@@ -17,9 +17,11 @@ def data_dir(tmp_path_factory):
     """A directory with files of the published shapes, whose first rows alone are not zero."""
     directory = tmp_path_factory.mktemp("named")
     for named in NAMED.values():
-        arrays = {key: np.zeros(shape, np.uint8) for key, shape in named.shapes.items()}
+        shapes = {**named.shapes, **named.labels}
+        arrays = {key: np.zeros(shape, np.uint8) for key, shape in shapes.items()}
         for array in arrays.values():
-            array[:50] = RNG.integers(0, 256, (50, *array.shape[1:]))
+            top = 256 if array.ndim > 1 else 10
+            array[:50] = RNG.integers(0, top, (50, *array.shape[1:]))
         np.savez_compressed(directory / named.file, **arrays)  # pyright: ignore
     return str(directory)
 
@@ -60,6 +62,22 @@ def test_faces_are_split_by_the_seed(data_dir):
     )  # Each pixel's levels are all there.
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "keys"),
+    [
+        ("mnist", "mnist_grey.npz", ("train", "test")),
+        ("caltech101_silhouettes", "caltech101_silhouettes_28_split1.npz", ("train", "test")),
+    ],
+)
+def test_labels_of_named_files(data_dir, name, file, keys):
+    dataset = load(name, data_dir=data_dir, condition="labels")
+    published = np.load(Path(data_dir, file))
+    for key in keys:
+        found = dataset.rows(key)[1].argmax(1)
+        np.testing.assert_array_equal(found, published[f"{key}_labels"][: len(found)])
+    assert dataset.rows("valid")[1].shape == (len(dataset.valid), 10)
+
+
 def test_missing_and_altered_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="freyfaces.npz as --data_dir; data_dir is not giv"):
         load("freyfaces")
@@ -76,6 +94,8 @@ def test_values_that_the_data_do_not_have(data_dir):
             load(name, data_dir=data_dir, values="scaled_levels")
     with pytest.raises(ValueError, match="black and white already.*binarize='dynamic'"):
         load("caltech101_silhouettes", data_dir=data_dir, binarize="dynamic")
+    with pytest.raises(ValueError, match="freyfaces has no labels to condition on"):
+        load("freyfaces", data_dir=data_dir, condition="labels")
     with pytest.raises(ValueError, match="binary pixels are no data for a likelihood"):
         load("mnist", data_dir=data_dir, values="scaled_levels", binarize="dynamic")
 

@@ -275,14 +275,28 @@ CASES = [
             ("--split=0.9,0.05,0.05", npz(train=np.zeros((9, 2))), "test empty"),
             ("--data_seed=-1", npz(train=np.zeros((9, 2))), "--data_seed must be 0 or more"),
             ("--decoder=gaussian", npz(), "missing a required argument: 'std'"),
-            ("--decoder=real_nvp:depth=2", npz(), "--decoder=real_nvp"),
+            ("--decoder=stl", npz(), "--decoder=stl is no decoder, but stl()"),
+            (
+                "--decoder=flow --network=resconv",
+                npz(train=np.zeros((999, 4, 4))),
+                "--decoder=flow needs --network=mlp",
+            ),
+            (
+                "--decoder=categorical:num_categories=3",
+                npz(train=np.full((999, 4), 3)),
+                "values from 3 to 3, expected whole numbers 0..2",
+            ),
             ("--decoder=logistic", npz(), "--decoder=logistic is no constructor"),
             (
                 "--decoder=discretized_logistic",
                 npz(train=np.full((99, 2), 0.5)),
                 "values from 0.5 to 0.5, expected whole numbers 0..255",
             ),
-            ("--network=resconv", npz(train=np.zeros((999, 4))), "takes images [n, H, W] of one"),
+            (
+                "--network=resconv",
+                npz(train=np.zeros((999, 4))),
+                "takes images [n, H, W] or [n, H, W, C]",
+            ),
         ]
     ),
     Case("train", "--split=0.8,0.1,0.1 --workdir=DIR/new", "'digits' has splits"),

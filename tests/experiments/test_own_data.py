@@ -18,6 +18,7 @@ FILES = {
     "bits": RNG.integers(0, 2, (200, 16, 12)).astype(bool),
     "colour": RNG.random((200, 5, 4, 3)),
     "table": RNG.normal(size=(200, 7)).astype(np.float32),
+    "letters": RNG.integers(0, 4, (200, 6)),
     "grey": RNG.integers(0, 256, (200, 6, 5, 1)).astype(np.uint8),
 }
 
@@ -28,6 +29,9 @@ FILES = {
         ("bits", "bernoulli", "static"),
         ("colour", "bernoulli", "static"),
         ("table", "gaussian:std=0.3", "static"),
+        ("table", "learned_gaussian:scale=entry", "static"),
+        ("table", "flow:depth=2,hidden=8", "static"),
+        ("letters", "categorical:num_categories=4", "static"),
         ("grey", "bernoulli", "dynamic"),
         ("grey", "discretized_logistic:num_components=2", "static"),
     ],
@@ -47,7 +51,10 @@ def test_a_run_on_ones_own_array(tmp_path, name, decoder, binarize):
     assert np.isfinite(result["nll"]) and result["image_shape"] == list(shape)
     assert str(tmp_path) not in json.dumps(result)
     is_image = (tmp_path / "run" / "samples.png").exists()
-    assert is_image == (name != "table") and (tmp_path / "run" / "curves.png").exists()
+    assert (
+        is_image == (name not in ("table", "letters"))
+        and (tmp_path / "run" / "curves.png").exists()
+    )
     # What was saved scores the test split as the run did.
     dataset = load_run(config, tmp_path / "run")[0].dataset
     assert [len(getattr(dataset, split)) for split in ("train", "valid", "test")] == [120, 40, 40]

@@ -52,7 +52,10 @@ def test_the_result_has_every_field_and_is_on_disk(finished):
     assert 0 < result["nll_se"] < 5
     for name in ("samples", "reconstructions", "curves"):
         assert (workdir / f"{name}.png").stat().st_size > 1000
-    assert list(workdir.glob("events.out.tfevents*"))
+    events = [path.read_bytes() for path in workdir.glob("events.out.tfevents*")]
+    for name in (b"valid_elbo", b"samples", b"reconstructions"):
+        assert any(name in content for content in events)
+    assert any(b"PNG" in content for content in events)
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == list(range(1, 7))
     for r in records:
@@ -81,9 +84,7 @@ def test_averaged_parameters_are_scored_and_saved_and_patience_ends_a_run(tmp_pa
     task, best = load_run(config, tmp_path)
     _, params = led_jax.load(tmp_path)
     assert_trees_equal(params, jax.device_put(best.eval_params))
-    scored = run_module.estimate_nll(
-        task, trainer.make_placement(config), params, task.dataset.test
-    )
+    scored = run_module.estimate_nll(task, trainer.make_placement(config), params, "test")
     assert scored.nll == result["nll"]
     # Its end is on record: going on trains no further.
     (tmp_path / "result.json").unlink()

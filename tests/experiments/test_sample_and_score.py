@@ -15,19 +15,21 @@ import led_jax
 from led_jax import decoders, densities, encoders, estimators, flows, likelihoods
 
 SCORE = "--workdir=MODELS/flow --output=s.npz"
+CLASSES = "--workdir=MODELS/classes --output=s.npz --input=in.npz"
 pytestmark = pytest.mark.usefixtures("fast_compile")
 SIZE, LATENT = 12, 3
 
 
-def make(prior=None, likelihood=None):
-    flow = flows.real_nvp((LATENT,), 2, hidden=(8,))
+def make(prior=None, likelihood=None, num_classes=None):
+    flow = flows.real_nvp((LATENT,), 2, hidden=(8,), context_dim=num_classes)
     led = led_jax.LED(
         encoders.mlp_encoder(LATENT, (8,)),
         flows.chain(),
         prior or densities.transformed(densities.standard_normal((LATENT,)), flow),
         decoders.mlp_decoder(SIZE, (8,), likelihood=likelihood),
     )
-    return led, random_params(led.init, np.zeros((2, SIZE), np.float32))
+    context = [] if num_classes is None else [np.zeros((2, num_classes), np.float32)]
+    return led, random_params(led.init, np.zeros((2, SIZE), np.float32), *context)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,9 @@ def models(tmp_path_factory):
     (directory / "record").mkdir()
     led_jax.save(directory / "record", *make())
     (directory / "record" / "result.json").write_text('{"image_shape": [3, 4]}')
+    (directory / "classes").mkdir()
+    led_jax.save(directory / "classes", *make(num_classes=3))
+    (directory / "classes" / "result.json").write_text('{"image_shape": [3, 4], "num_classes": 3}')
     return directory
 
 
@@ -131,6 +136,34 @@ def test_pictures(launch, tmp_path, option, rows):
     assert np.ptp(colours, axis=-1).max() > 0.01 and (colours[0] == 1).all()
 
 
+def test_samples_class_by_class(launch, models, tmp_path):
+    args = "--workdir=MODELS/classes --num=4 --output"
+    assert launch("sample", f"{args}=s.npz")["arrays"]["x"] == [4, 3, 3, 4]
+    led, params = led_jax.load(models / "classes")
+    with np.load(tmp_path / "s.npz") as arrays:
+        mean = led.decode(params, arrays["z"], np.eye(3, dtype=np.float32))
+        np.testing.assert_allclose(arrays["mean"].reshape(4, 3, -1), mean, rtol=1e-5)
+        x = arrays["x"]
+    assert launch("sample", f"{args}=l.npz --labels=2,0")["arrays"]["z"] == [4, 2, LATENT]
+    launch("sample", f"{args}=l.npz --interpolate --steps=3 --labels=1")
+    with np.load(tmp_path / "l.npz") as arrays:
+        for name in ("z", "z0"):
+            np.testing.assert_allclose(np.diff(arrays[name], 2, axis=1), 0, atol=1e-5)
+        ends = [arrays[name][:, [0, -1]] for name in ("mean_z", "mean_z0")]
+        np.testing.assert_allclose(*ends, atol=1e-5)
+    launch("sample", f"{args}=s.png")
+    scale = 56 // 3
+    pixels = image.imread(tmp_path / "s.png")
+    assert pixels.shape[:2] == ((4 * 4 + 1) * scale, (3 * 5 + 1) * scale)
+    np.savez(tmp_path / "rows.npz", x=x[:, 1], c=np.ones(4, int))
+    score = "--workdir=MODELS/classes --input=rows.npz --output=n.npz --nll_samples=9 --array=x"
+    launch("score", f"{score} --context=c")
+    rows, context = x[:, 1].reshape(4, SIZE).astype(np.float32), np.eye(3)[np.ones(4, int)]
+    expected = estimators.nll(led, params, KEY, rows, 9, context=context)
+    with np.load(tmp_path / "n.npz") as scores:
+        np.testing.assert_allclose(scores["nll"], expected.per_example, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.float64])
 def test_scores_are_the_estimators(launch, models, tmp_path, dtype):
     x = np.random.default_rng(0).integers(0, 2, (7, 3, 4)).astype(dtype)
@@ -176,6 +209,12 @@ def test_samples_of_levels_can_be_scored(launch, tmp_path):
         ("sample", "--workdir=MODELS/flow --output=s.png --image_shape=a,5", "must be H,W"),
         ("score", "--workdir=MODELS/flow --output=s.npz --input=absent.npz", "not an existing"),
         ("score", "--workdir=MODELS/flow --output=s.png --input=in.npz", "must name a file"),
+        ("sample", "--workdir=MODELS/flow --output=s.npz --labels=1", "of --condition=labels"),
+        ("sample", "--workdir=MODELS/classes --output=s.npz --labels=3", "3 classes, 0 up to 2"),
+        ("score", f"{CLASSES} --array=bits", "name the array of its labels by --context"),
+        ("score", f"{CLASSES} --array=bits --context=grey", "expected (2,) numbers of classes"),
+        ("score", f"{CLASSES} --array=bits --context=three", "classes 0 to 3, expected 0 to 2"),
+        ("score", f"{SCORE} --input=in.npz --array=bits --context=three", "goes with a run"),
         ("score", f"{SCORE} --input=in.npz", "name one by --array"),
         ("score", f"{SCORE} --input=in.npz --array=x", "no array x"),
         (
@@ -198,6 +237,8 @@ def test_a_wrong_input_is_refused_and_nothing_written(launch, tmp_path, binary, 
     nan[1, 4] = np.nan
     np.savez(
         tmp_path / "in.npz",
+        bits=np.ones((2, SIZE)),
+        three=np.array([0, 3]),
         grey=np.full((2, SIZE), [0] * 11 + [9]),
         nan=nan,
         wide=np.zeros((2, 13)),
