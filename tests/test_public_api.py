@@ -14,7 +14,16 @@ from led_jax import data, densities, flows
 
 PACKAGES = [led_jax, flows, data]
 MODULES = ["checkpoints", "decoders", "densities", "encoders", "estimators", "likelihoods"]
-MODULES += ["model", "networks", "numerics", "objectives", "priors", "sharding", "training"]
+MODULES += [
+    "model",
+    "networks",
+    "numerics",
+    "objectives",
+    "posteriors",
+    "priors",
+    "sharding",
+    "training",
+]
 MODULES += ["optimizers", "variational"]
 MODULES += [f"flows.{name}" for name in ("actnorm", "autoregressive", "base", "conditioners")]
 MODULES += [f"flows.{name}" for name in ("coupling", "masks", "permutations", "planar")]
