@@ -7,18 +7,30 @@ from typing import Any, TypeVar
 import optax
 
 from experiments.config import FLOWS, Config
-from led_jax import decoders, densities, descriptions, encoders, flows, likelihoods, optimizers
+from led_jax import (
+    decoders,
+    densities,
+    descriptions,
+    encoders,
+    flows,
+    likelihoods,
+    objectives,
+    optimizers,
+)
 from led_jax.data import Dataset
 from led_jax.densities import Density
 from led_jax.flows import Flow
 from led_jax.likelihoods import Likelihood
 from led_jax.model import LED
 from led_jax.objectives import Objective
+from led_jax.posteriors import Family
 from led_jax.priors import Prior
 
 _T = TypeVar("_T")
 
-_FAST_ONE_WAY = ("iaf", "planar", "triangular_sylvester", "householder_sylvester")
+_SYLVESTER = ("triangular_sylvester", "householder_sylvester", "orthogonal_sylvester")
+
+_FAST_ONE_WAY = ("iaf", "planar", *_SYLVESTER)
 """Flows whose `inverse` is a loop or a root find, whatever their transformer."""
 
 
@@ -34,9 +46,13 @@ def make_likelihood(config: Config) -> Likelihood:
 def make_objective(config: Config, num_steps: int) -> Objective:
     """What --objective names; the ELBO's KL warms up over a part of the steps.
 
+    With --prior_from it is the one that fits the prior alone.
+
     Raises:
       ValueError: if it is no objective.
     """
+    if config.prior_from:
+        return objectives.prior_only()
     kl_steps = round(config.kl_warmup * num_steps)
     warm_up = {}
     if descriptions.parse(config.objective)[0] == "elbo" and kl_steps:
@@ -81,8 +97,8 @@ def _make_named(flag: str, text: str, kind: type[_T], **defaults: Any) -> _T:
     return value
 
 
-def make_flows(config: Config) -> tuple[Flow, Density | Prior]:
-    """The posterior's flow and the prior that a configuration names.
+def make_flows(config: Config) -> tuple[Flow | Family, Density | Prior]:
+    """The posterior and the prior that a configuration names.
 
     Raises:
       ValueError: if --prior or --posterior is not what a constructor takes.
@@ -92,7 +108,7 @@ def make_flows(config: Config) -> tuple[Flow, Density | Prior]:
     posterior, _ = _make(
         config, "posterior", latent_shape, context_dim=_context_dim(config), seed=1000
     )
-    if not isinstance(posterior, Flow):
+    if not isinstance(posterior, Flow | Family):
         raise ValueError(f"--posterior={config.posterior} is no flow, but {posterior!r}")
     prior, scores = _make(config, "prior", latent_shape)
     if isinstance(prior, Flow):
