@@ -20,6 +20,13 @@ _MASK_HELP = "Masks of nvp; random ones for fully connected layers, the others f
 # Fields that say where and how often files are read and written, and nothing of the result.
 _OF_THE_MACHINE = ("data_dir", "checkpoint_minutes", "checkpoint_epochs", "checkpoints_kept")
 
+OF_THE_POSTERIOR = (
+    *("dataset", "data_dir", "split", "data_seed", "binarize", "network", "decoder", "weight_norm"),
+    *("latent_dim", "latent_shape", "posterior", "posterior_mask", "posterior_depth"),
+    *("posterior_hidden", "posterior_transformer", "posterior_context"),
+)
+"""Fields that say what data and which encoder, posterior and decoder a run has."""
+
 # Fields on which other fields' defaults depend.
 _FIRST = ("dataset", "network", "latent_shape")
 
@@ -105,6 +112,11 @@ class Config:
     prior_transformer: str = _field(
         "affine", "Elementwise map of each prior layer.", choices=TRANSFORMERS
     )
+    prior_from: str = _field(
+        "",
+        "Directory of a finished run, whose encoder, posterior and decoder are held fixed: the "
+        "prior alone is fitted to them, and the flags on data and model are that run's.",
+    )
     posterior: str = _field(
         "made",
         "Flow of the posterior q(z|x): made or pixelcnn (inverse autoregressive flows), or nvp; "
@@ -137,7 +149,7 @@ class Config:
     objective: str = _field(
         "elbo",
         "What is minimised, a constructor with its arguments: elbo (or elbo:free_bits=NATS), stl, "
-        "iwae:num_samples=K or dreg:num_samples=K.",
+        "iwae:num_samples=K, dreg:num_samples=K, mmd or adversarial.",
     )
     kl_warmup: float = _field(
         0.1, "Part of the training over which the KL's weight rises to 1, in elbo."
@@ -232,6 +244,10 @@ class Config:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
     def _check_constructors(self) -> None:
+        if self.prior_from and self.objective != _defaults()["objective"]:
+            raise ValueError(
+                f"--prior_from has an objective of its own, prior_only; got {self.objective!r}"
+            )
         for name in ("decoder", "objective", "optimizer"):
             try:
                 descriptions.parse(
@@ -241,6 +257,11 @@ class Config:
                 raise ValueError(
                     f"--{name}={getattr(self, name)} is no constructor: {error}"
                 ) from error
+        optimizer, _ = descriptions.parse(self.record()["optimizer"])
+        if self.prior_from and "weight_decay" in descriptions.parameters(optimizer):
+            raise ValueError(
+                f"--optimizer={optimizer} decays what --prior_from holds fixed; take one without"
+            )
         for part in ("prior", "posterior"):
             text = getattr(self, part)
             kind, colon, rest = text.partition(":")

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments.config import Config
+from experiments.config import OF_THE_POSTERIOR, Config
 from experiments.workdir import read_config
 
 _PROGRAM = "python -m experiments.train"
@@ -91,7 +91,17 @@ def config_from_flags(workdir: pathlib.Path) -> Config:
     given = _given(flags.FLAGS)
     if given.get("data_dir"):  # The run may go on from another directory.
         given["data_dir"] = str(pathlib.Path(given["data_dir"]).expanduser().resolve())
-    return dataclasses.replace(read_config(workdir) or Config(), **given)
+    return dataclasses.replace(read_config(workdir) or _config_beside(given), **given)
+
+
+def _config_beside(given: dict[str, Any]) -> Config:
+    """What a new run has where no flag is given: the defaults, or what --prior_from's run has."""
+    if not given.get("prior_from"):
+        return Config()
+    there = read_config(pathlib.Path(given["prior_from"]).expanduser())
+    if there is None:
+        raise ValueError(f"--prior_from={given['prior_from']} is the directory of no run")
+    return Config(**{name: getattr(there, name) for name in OF_THE_POSTERIOR})
 
 
 def to_command(config: Config) -> str:

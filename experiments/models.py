@@ -15,6 +15,7 @@ from led_jax import (
     flows,
     likelihoods,
     networks,
+    objectives,
     optimizers,
 )
 from led_jax.data import Dataset
@@ -23,11 +24,14 @@ from led_jax.flows import Flow
 from led_jax.likelihoods import Likelihood
 from led_jax.model import LED
 from led_jax.objectives import Objective
+from led_jax.posteriors import Family
 from led_jax.priors import Prior
 
 _T = TypeVar("_T")
 
-_FAST_ONE_WAY = ("iaf", "planar", "triangular_sylvester", "householder_sylvester")
+_SYLVESTER = ("triangular_sylvester", "householder_sylvester", "orthogonal_sylvester")
+
+_FAST_ONE_WAY = ("iaf", "planar", *_SYLVESTER)
 """Flows whose `inverse` is a loop or a root find, whatever their transformer."""
 
 
@@ -75,9 +79,13 @@ def _make_decoder(config: Config, x_dim: int) -> Likelihood | Density:
 def make_objective(config: Config, num_steps: int) -> Objective:
     """What --objective names; the ELBO's KL warms up over a part of the steps.
 
+    With --prior_from it is the one that fits the prior alone.
+
     Raises:
       ValueError: if it is no objective.
     """
+    if config.prior_from:
+        return objectives.prior_only()
     kl_steps = round(config.kl_warmup * num_steps)
     warm_up = {}
     if descriptions.parse(config.objective)[0] == "elbo" and kl_steps:
@@ -122,8 +130,8 @@ def _make_named(flag: str, text: str, kind: type[_T], **defaults: Any) -> _T:
     return value
 
 
-def make_flows(config: Config, width: int | None = None) -> tuple[Flow, Density | Prior]:
-    """The posterior's flow and the prior that a configuration names.
+def make_flows(config: Config, width: int | None = None) -> tuple[Flow | Family, Density | Prior]:
+    """The posterior and the prior that a configuration names.
 
     Args:
       config: the configuration.
@@ -137,7 +145,7 @@ def make_flows(config: Config, width: int | None = None) -> tuple[Flow, Density 
     posterior, _ = _make(
         config, "posterior", latent_shape, context_dim=_context_dim(config), seed=1000
     )
-    if not isinstance(posterior, Flow):
+    if not isinstance(posterior, Flow | Family):
         raise ValueError(f"--posterior={config.posterior} is no flow, but {posterior!r}")
     prior, scores = _make(config, "prior", latent_shape, context_dim=width)
     if isinstance(prior, Flow):

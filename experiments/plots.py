@@ -10,6 +10,8 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 
@@ -124,6 +126,47 @@ def depth_curves(
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2)
     _save_figure(path, figure)
+
+
+def nats(
+    path: str | os.PathLike,
+    models: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]],
+) -> None:
+    """Where each model's nats go: the parts of its negative bound as stacked bars, and its NLL.
+
+    What of a bar is beyond the NLL's mark is the gap between the two. Marks and bars are means over
+    seeds; error bars are standard errors over them, where there are two or more.
+
+    Args:
+      path: file to write.
+      models: title -> for each seed (test NLL, the nats of each part by its name).
+    """
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.32 * len(models)), layout="constrained")
+    names = dict.fromkeys(name for seeds in models.values() for _, parts in seeds for name in parts)
+    colors = {name: f"C{i}" for i, name in enumerate(names)}
+    for row, seeds in enumerate(models.values()):
+        left = 0.0
+        for name in names:
+            values = [parts[name] for _, parts in seeds if name in parts]
+            if values:
+                width, error = _mean_and_error(values)
+                axes.barh(row, width, 0.7, left, xerr=error, color=colors[name], ecolor="0.4")
+                left += width
+        nll, error = _mean_and_error([nll for nll, _ in seeds])
+        axes.errorbar(nll, row, xerr=error, marker="|", ms=14, mew=2, color="black")
+    mark = Line2D([], [], marker="|", ms=10, mew=2, ls="none", color="black")
+    handles = [*(Rectangle((0, 0), 1, 1, color=color) for color in colors.values()), mark]
+    axes.set_yticks(range(len(models)), list(models))
+    axes.invert_yaxis()
+    axes.set_xlabel("nats of the test split")
+    figure.legend(handles, [*names, "NLL"], loc="outside upper center", ncols=len(names) + 1)
+    _save_figure(path, figure)
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error over seeds, of which one alone tells none."""
+    n = len(values)
+    return float(np.mean(values)), float(np.std(values, ddof=1) / n**0.5) if n > 1 else None
 
 
 class Panel(NamedTuple):

@@ -6,6 +6,7 @@ import pathlib
 import statistics
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 import tqdm
+from jax import Array
 
 import led_jax
 from experiments import plots, provenance
@@ -97,8 +99,16 @@ def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict
         return read_result(config, workdir) or {}  # As a finished run's: JSON has no tuples.
 
 
+_ACTIVE = 0.01  # Burda et al. (2016), section 5.3.
+
+
 class Measured(NamedTuple):
-    """What a result says beside its configuration and its origin."""
+    """What a result says beside its configuration and its origin.
+
+    The KL of the test split's bound, test_kl, is mutual_information + marginal_kl, with the
+    aggregated posterior of that split (`estimators.MarginalMatching`); None where the posterior's
+    flow reads a context, as it would be inverted for each pair of a draw and a row.
+    """
 
     model: str
     image_shape: tuple[int, ...]
@@ -111,6 +121,12 @@ class Measured(NamedTuple):
     nll_se: float | None
     nll_monte_carlo_se: float | None
     nll_bits_per_dim: float
+    test_kl: float
+    mutual_information: float | None
+    mutual_information_se: float | None
+    marginal_kl: float | None
+    marginal_kl_se: float | None
+    active_units: int | None
     num_params: int
     skipped: int
     devices: int
@@ -128,6 +144,13 @@ def _measured(
     is_one_hot = context is not None and context["train"].dtype == np.uint8
     best = max(log["history"], key=lambda record: record["valid_elbo"])
     seconds = log["epoch_seconds"]
+    test = task.dataset.test
+    kl_key, activity_key, matching_key = jax.random.split(stream(task.config, "measures"), 3)
+    active_units = None  # One row has no variance.
+    if len(test) > 1:
+        activity = estimators.activity(task.led, params, activity_key, jnp.asarray(test))
+        active_units = int((activity > _ACTIVE).sum())
+    matching = _matching(task, params, matching_key)
     return Measured(
         model=repr(task.led),
         image_shape=task.dataset.image_shape,
@@ -139,7 +162,13 @@ def _measured(
         nll=estimate.nll,
         nll_se=defined(estimate.standard_error),
         nll_monte_carlo_se=defined(estimate.monte_carlo_error),
-        nll_bits_per_dim=estimate.nll / math.log(2) / task.dataset.test.shape[1],
+        nll_bits_per_dim=estimate.nll / math.log(2) / test.shape[1],
+        test_kl=float(_mean_kl(task.led, params, kl_key, jnp.asarray(test))),
+        mutual_information=matching["mutual_information"][0],
+        mutual_information_se=matching["mutual_information"][1],
+        marginal_kl=matching["marginal_kl"][0],
+        marginal_kl_se=matching["marginal_kl"][1],
+        active_units=active_units,
         num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
         skipped=log["skipped"],
         devices=placement.mesh.size,
@@ -148,6 +177,33 @@ def _measured(
         seconds_per_epoch=statistics.median(seconds[1:] or seconds),
         seconds_train=log["seconds_train"],
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def _mean_kl(led: LED, params: Any, key: Array, rows: Array) -> Array:
+    """E[log q(z|x) - log p(z)] over all rows, with a draw of z for each."""
+
+    def kl(number_and_row: tuple[Array, Array]) -> Array:
+        number, row = number_and_row
+        terms = led.elbo(params, jax.random.fold_in(key, number), row.astype(jnp.float32))
+        return terms.log_posterior - terms.log_prior
+
+    return jax.lax.map(kl, (jnp.arange(len(rows)), rows), batch_size=1000).mean()
+
+
+def _matching(task: Task, params: Any, key: Array) -> dict[str, tuple[float | None, float | None]]:
+    """Mean and standard error of each part of the KL on the test split."""
+    names, test = ("mutual_information", "marginal_kl"), task.dataset.test
+    encoding = jax.eval_shape(task.led.encoding, params, jnp.asarray(test[:1], jnp.float32))
+    if encoding.context is not None:
+        return dict.fromkeys(names, (None, None))
+    num_samples = task.config.nll_samples
+    draws = estimators.marginal_matching(task.led, params, key, test, num_samples)
+    values = {name: np.asarray(getattr(draws, name), np.float64) for name in names}
+    return {
+        name: (float(v.mean()), float(v.std() / math.sqrt(num_samples)))
+        for name, v in values.items()
+    }
 
 
 def read_result(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -1,13 +1,15 @@
-r"""Trains the cells of a table of the paper, and writes the table beside the paper's numbers.
+r"""Trains the cells of a table, and writes the table, beside the paper's numbers where it has some.
 
     python -m experiments.sweep --table=1 --columns=mlp_prior,mlp_posterior --data_dir=DIR \
         --workdir=DIR
+    python -m experiments.sweep --table=priors --seeds=0,1 --data_dir=DIR --workdir=DIR
 
 Cells already finished in the work directory are not trained again, stopped ones go on. One that
 fails leaves the others to go on; the failed are named at the end, with status 1. Writes
-tableN.json (a list of experiments.train's objects), tableN.md and tableN.png into it; what the
-table there already has of other cells stays. The last line on standard output is one JSON object
-with the list as its "results".
+tableN.json (a list of experiments.train's objects), tableN.md, tableN.png and, where the results
+say it, tableN_nats.png, where each model's nats go; or priors.json and so on. What the table there
+already has of other cells stays. The last line on standard output is one JSON object with the list
+as its "results".
 """
 
 import dataclasses
@@ -33,10 +35,13 @@ from experiments.workdir import check_path, hold, read_json, write_json
 
 
 class Cell(NamedTuple):
-    """One cell of a table: the paper's test NLL in nats, and what to train for it."""
+    """One cell of a table: the paper's test NLL in nats, if it has one, and what to train for it.
 
-    depth: int
-    paper_nll: float
+    The depth is that of the column's curve; None for cells that are alternatives.
+    """
+
+    depth: int | None
+    paper_nll: float | None
     config: Config
 
 
@@ -75,8 +80,58 @@ def _resconv(
 
 _BASELINE = _prior(0, 90.78)
 
+# A prior and a posterior of each kind; flows are of equal depth.
+_PRIORS = {
+    "normal": {},
+    "mixture": {"prior": "mixture_of_normals:num_components=500"},
+    "data_subset": {"prior": "data_subset:num_components=500"},
+    "vamp": {"prior": "vamp:num_components=500"},
+    "resampled": {"prior": "resampled"},
+    "nice": {"prior": "nvp:depth=4,transformer=additive"},
+    "nvp": {"prior": "nvp:depth=4"},
+    "nvp_lu": {"prior": "nvp:depth=4,mixing=lu(event_shape=50)"},
+    "nvp_householder": {"prior": "nvp:depth=4,mixing=householder(event_shape=50)"},
+    "nvp_of_mixture": {
+        "prior": "transformed:base=mixture_of_normals(event_shape=50,num_components=10),"
+        "flow=real_nvp(event_shape=50,depth=4)"
+    },
+    "nvp_spline": {"prior": "nvp:depth=4,transformer=rational_quadratic"},
+    "made": {"prior": "made:depth=4,hidden=100,transformer=affine"},
+    "made_sigmoids": {"prior": "made:depth=4,hidden=100,transformer=deep_sigmoid"},
+    "normal_mmd": {"objective": "mmd"},
+    "normal_adversarial": {"objective": "adversarial"},
+}
+_POSTERIORS = {
+    "gaussian": {},
+    "full_covariance": {"posterior": "lu"},
+    "planar": {"posterior": "planar:depth=4"},
+    "radial": {"posterior": "radial:depth=4"},
+    "sylvester_orthogonal": {"posterior": "orthogonal_sylvester:depth=4,num_columns=16"},
+    "sylvester_householder": {"posterior": "householder_sylvester:depth=4"},
+    "sylvester_triangular": {"posterior": "triangular_sylvester:depth=4"},
+    "nice": {"posterior": "nvp:depth=4,transformer=additive"},
+    "nvp": {"posterior": "nvp:depth=4"},
+    "nvp_lu": {"posterior": "nvp:depth=4,mixing=lu(event_shape=50)"},
+    "made": {"posterior": "made:depth=4,hidden=512x512"},
+    "auxiliary": {
+        "posterior": "auxiliary:num_auxiliary=10,"
+        "flow=real_nvp(event_shape=60,depth=4,context_dim=50),"
+        "reverse=transformed(base=standard_normal(event_shape=10),"
+        "flow=invert(flow=iaf(event_shape=10,depth=1,hidden=100,transformer=affine,context_dim=100)))"
+    },
+}
+
+
+def _alternatives(rows: dict[str, dict[str, Any]], **common: Any) -> dict[str, list[Cell]]:
+    """A table of models that differ in one part, a column each."""
+    like = Config(dataset="binarized_mnist", prior="standard_normal", epochs=200, **common)
+    return {
+        name: [Cell(None, None, dataclasses.replace(like, **row))] for name, row in rows.items()
+    }
+
+
 TABLES = {
-    1: {
+    "1": {
         "mlp_prior": [_BASELINE, _prior(4, 88.07), _prior(8, 87.47), _prior(12, 86.59)],
         "mlp_posterior": [
             _BASELINE,
@@ -92,7 +147,7 @@ TABLES = {
         ],
     },
     # As many posterior layers as prior ones.
-    2: {
+    "2": {
         "resconv_nvp": [_resconv(4, 81.81, "nvp", 4), _resconv(8, 81.55, "nvp", 8)],
         "resconv_made": [
             _resconv(8, 80.81, "made", 8),
@@ -100,12 +155,14 @@ TABLES = {
             _resconv(16, 80.60, "made", 16, learning_rate=5e-4, clip_norm=100.0),
         ],
     },
+    "priors": _alternatives(_PRIORS),
+    "posteriors": _alternatives(_POSTERIORS, posterior_context=50),
 }
-"""Huang et al. (2017): table -> column -> cells."""
+"""Table -> column -> cells: those of Huang et al. (2017), and alternatives to their two parts."""
 
 _MAX_NAME = 150  # Of the 255 bytes that file systems allow.
 
-_TABLE = flags.DEFINE_integer("table", 1, "Number of the paper's table.")
+_TABLE = flags.DEFINE_string("table", "1", "1 or 2, of the paper; priors or posteriors.")
 _COLUMNS = flags.DEFINE_list("columns", [], "Columns to train; empty: all of the table's.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of every cell.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs of every cell; 0: each cell's own.", 0)
@@ -179,18 +236,22 @@ def to_markdown(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> 
         "| column | L | paper | led_jax | standard error | beaten by | seeds | epochs | samples |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+
+    def known(value: float | None, text: str) -> str:
+        return "-" if value is None else text.format(value)
+
     for column, cells in table.items():
         for cell in cells:
-            runs = _runs_of(cell, column, results)
+            runs, paper = _runs_of(cell, column, results), cell.paper_nll
+            row = f"| {column} | {known(cell.depth, '{}')} | {known(paper, '{:.2f}')} "
             if not runs:
-                row = f"| {column} | {cell.depth} | {cell.paper_nll:.2f} | not run |"
-                lines.append(row + " |" * 5)
+                lines.append(row + "| not run |" + " |" * 5)
                 continue
             nll, error = _mean_and_error(runs)
+            beaten_by = None if paper is None else paper - nll
             lines.append(
-                f"| {column} | {cell.depth} | {cell.paper_nll:.2f} | {nll:.2f} | {error:.2f} "
-                f"| {cell.paper_nll - nll:.2f} | {len(runs)} | {runs[0]['epochs']} "
-                f"| {runs[0]['nll_samples']} |"
+                f"{row}| {nll:.2f} | {error:.2f} | {known(beaten_by, '{:.2f}')} | {len(runs)} "
+                f"| {runs[0]['epochs']} | {runs[0]['nll_samples']} |"
             )
     origins = {
         f"{r['hardware']}; {', '.join(f'{k} {v}' for k, v in r['versions'].items())}; {r['date']}."
@@ -254,25 +315,44 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"{len(failed)} of {total} runs failed: {', '.join(failed)}")
 
 
-def _write(
-    number: int, results: list[dict[str, Any]], workdir: pathlib.Path
-) -> list[dict[str, Any]]:
+def _write(name: str, results: list[dict[str, Any]], workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Writes the table of these results, and of those that it had; returns both."""
-    table, path = TABLES[number], workdir / f"table{number}.json"
+    table, stem = TABLES[name], f"table{name}" if name.isdecimal() else name
+    path = workdir / f"{stem}.json"
     results = _merge(read_json(path, list) or [], results)
     write_json(path, results)
     path.with_suffix(".md").write_text(to_markdown(table, results))
-    columns = {}
+    columns, bars = {}, {}
     for column, cells in table.items():
         finished = [cell for cell in cells if _runs_of(cell, column, results)]
-        if finished:
-            runs = [_runs_of(cell, column, results) for cell in finished]
+        runs = [_runs_of(cell, column, results) for cell in finished]
+        for cell, seeds in zip(finished, runs, strict=True):
+            if all("test_kl" in result for result in seeds):  # Those of before have none.
+                bars[column if cell.depth is None else f"{column}, {cell.depth}"] = _nats(seeds)
+        if finished and finished[0].depth is not None:
             nlls, errors = zip(*map(_mean_and_error, runs), strict=True)
             epochs = [seeds[0]["epochs"] for seeds in runs]
             depths, paper = zip(*((cell.depth, cell.paper_nll) for cell in finished), strict=True)
             columns[column] = (depths, nlls, errors, paper, epochs)
-    plots.depth_curves(path.with_suffix(".png"), columns)
+    if columns:
+        plots.depth_curves(path.with_suffix(".png"), columns)
+    if bars:
+        plots.nats(workdir / f"{stem}_nats.png", bars)
     return results
+
+
+def _nats(results: list[dict[str, Any]]) -> list[tuple[float, dict[str, float]]]:
+    """Each seed's test NLL, and the parts of its negative bound."""
+    nats = []
+    for result in results:
+        kl, information = result["test_kl"], result["mutual_information"]
+        parts = {"reconstruction": -result["test_elbo"] - kl}
+        if information is None:
+            parts["KL(q(z|x) || p(z))"] = kl
+        else:
+            parts |= {"I(x; z)": information, "KL(q(z) || p(z))": kl - information}
+        nats.append((result["nll"], parts))
+    return nats
 
 
 def _merge(before: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -287,9 +367,9 @@ def _merge(before: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[
     return list((earlier | new).values())
 
 
-def _select(table: int, columns: list[str]) -> dict[str, list[Cell]]:
+def _select(table: str, columns: list[str]) -> dict[str, list[Cell]]:
     if table not in TABLES:
-        raise ValueError(f"--table must be one of {sorted(TABLES)}, got {table}")
+        raise ValueError(f"--table must be one of {', '.join(TABLES)}, got {table}")
     unknown = sorted(set(columns) - set(TABLES[table]))
     if unknown:
         raise ValueError(

@@ -5,7 +5,7 @@ import json
 import pathlib
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import tensorboardX
 import tqdm
 from jax import Array
 
+import led_jax
 from experiments.config import Config
 from experiments.models import (
     build_led,
@@ -46,6 +47,7 @@ class Task(NamedTuple):
     optimizer: optax.GradientTransformation
     objective: Objective
     fingerprint: str
+    given: Mapping[str, Any] | None
 
     def state_shape(self) -> TrainState:
         """Shapes and dtypes of the run's states."""
@@ -82,14 +84,29 @@ def make_task(config: Config) -> Task:
             f"{len(dataset.train)} training rows"
         )
     num_steps = config.num_epochs * steps_per_epoch
+    led = build_led(config, dataset)
     return Task(
         config,
         dataset,
-        build_led(config, dataset),
+        led,
         make_optimizer(config, num_steps),
         make_objective(config, num_steps),
         data.fingerprint(dataset),
+        _given(config, led),
     )
+
+
+def _given(config: Config, led: LED) -> dict[str, Any] | None:
+    """The parameters of all but the prior, where they are another run's."""
+    if not config.prior_from:
+        return None
+    there, params = led_jax.load(pathlib.Path(config.prior_from).expanduser())
+    if not isinstance(there, LED) or there._replace(prior=led.prior) != led:
+        raise ValueError(
+            f"--prior_from={config.prior_from} is another model but for its prior: {there!r}; this "
+            f"run's flags make {led!r}"
+        )
+    return led.all_but_prior(params)
 
 
 def make_placement(config: Config) -> Placement:
@@ -172,7 +189,7 @@ def fit(
       Stopped: after saving, if several processes are to stop.
     """
     config = task.config
-    resume, log = restored or (None, _new_log(task))
+    resume, log = restored or (_start(task), _new_log(task))
     resume = _share(task, resume)
     ends = (config.num_epochs, config.patience or None)
     if resume is not None and training.is_finished(resume, *ends):
@@ -209,6 +226,16 @@ def fit(
             raise FloatingPointError(f"{error}. {_last_good(workdir, log)}") from error
     assert progress is not None  # A configuration has an epoch or more.
     return progress.best, log
+
+
+def _start(task: Task) -> Progress | None:
+    """Where a new run starts from if that is not from scratch."""
+    if task.given is None:
+        return None
+    key = jax.random.key(task.config.seed)
+    return training.begin(
+        task.led, task.optimizer, task.dataset, key, task.objective, given=task.given
+    )
 
 
 def _new_log(task: Task) -> Log:

@@ -6,18 +6,18 @@ in float32.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from led_jax.checks import check_names
-from led_jax.descriptions import constructor, describe
+from led_jax.checks import check_names, checked
+from led_jax.descriptions import arguments, constructor, describe
 from led_jax.flows.base import Flow
-from led_jax.flows.conditioners import check_shapes
-from led_jax.numerics import dtype_of, match_rank, widened
+from led_jax.flows.conditioners import check_shapes, mlp
+from led_jax.numerics import dtype_of, log_mean_exp, log_sigmoid, match_rank, widened
 
 Params = Any
 
@@ -275,6 +275,165 @@ def transformed(base: Density, flow: Flow) -> Density:
         return x, (widened(log_prob) - widened(log_det)).astype(x.dtype)
 
     return Density(init, log_prob, sample_and_log_prob)
+
+
+@constructor
+def resampled(
+    event_shape: tuple[int, ...],
+    base: Density | None = None,
+    hidden: Sequence[int] = (100, 100),
+    *,
+    num_attempts: int = 100,
+    num_draws: int = 4096,
+    context_dim: int | None = None,
+) -> Density:
+    """A base density pi from which draws are accepted with a learned probability a(x).
+
+    Bauer and Mnih (2019), eq. 6, https://arxiv.org/abs/1810.11428 (LARS): of T attempts the first
+    accepted draw is taken, or else the last, so that
+
+        p(x) = pi(x) (a(x) sum_{k < T-1} (1 - Z)^k + (1 - Z)^(T-1)),  Z = E_pi[a(x)].
+
+    Samples are exact. Log-densities have one error in common, that of Z, which is a mean over
+    `num_draws` draws S from the base: relative to Z at most sqrt((1 - Z) / (Z S)), and
+    `acceptance_rate` measures it. The bits of the parameters choose the draws, which are the same
+    for all x and others after every update, so that descent cannot learn them by heart. A fresh
+    density is its base.
+
+    >>> density = resampled((2,), hidden=(8,))
+    >>> params = density.init(jax.random.key(0), jnp.zeros(2))
+    >>> round(float(density.log_prob(params, jnp.zeros(2))), 4)
+    -1.8379
+
+    Args:
+      event_shape: shape of an event.
+      base: pi; None takes the standard normal.
+      hidden: widths of the hidden layers of the network whose sigmoid is a.
+      num_attempts: T, two or more; T - 1 is the most by which p exceeds pi.
+      num_draws: S. Parameters do not depend on it: score with more than in training.
+      context_dim: width of a context that the network reads, for which Z is computed each; None
+        ignores one.
+
+    Returns:
+      A density whose parameters are `{"base": ..., "acceptance": ...}`.
+
+    Raises:
+      ValueError: if num_attempts is less than two, num_draws or a width is not positive; from its
+        functions, if an input or a context has the wrong shape.
+    """
+    if num_attempts < 2 or num_draws < 1:
+        raise ValueError(
+            "resampled: expected num_attempts of two or more and num_draws of one or more, got "
+            f"{num_attempts} and {num_draws}"
+        )
+    event_shape = tuple(event_shape)
+    base = base or standard_normal(event_shape)
+    network, log_acceptance = _acceptance(event_shape, hidden, context_dim)
+
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        base_key, network_key = jax.random.split(key)
+        vector = _vectors(x, event_shape)
+        return {
+            "base": base.init(base_key, x, context),
+            "acceptance": network.init(network_key, vector, context),
+        }
+
+    def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
+        key = _key_of(params["acceptance"])
+        draws, _ = base.sample_and_log_prob(params["base"], key, (num_draws,), context)
+        log_rate = log_mean_exp(log_acceptance(params["acceptance"], draws, context), 0)
+        log_rate = match_rank(log_rate, x.ndim - len(event_shape))
+        # Away from 1, where the logarithm and the powers have no derivatives.
+        refusal = 1 - jnp.minimum(jnp.exp(log_rate), 1 - jnp.finfo(log_rate.dtype).eps)
+        attempts = jnp.power(refusal[..., None], jnp.arange(num_attempts - 1)).sum(-1)
+        log_ratio = jnp.logaddexp(
+            log_acceptance(params["acceptance"], x, context) + jnp.log(attempts),
+            (num_attempts - 1) * jnp.log(refusal),
+        )
+        return base.log_prob(params["base"], x, context) + log_ratio.astype(x.dtype)
+
+    def sample_and_log_prob(
+        params: Params,
+        key: Array,
+        sample_shape: tuple[int, ...] = (),
+        context: Array | None = None,
+    ):
+        def attempt(key: Array) -> tuple[Array, Array]:
+            draw_key, accept_key = jax.random.split(key)
+            draw, _ = base.sample_and_log_prob(params["base"], draw_key, sample_shape, context)
+            log_rate = log_acceptance(params["acceptance"], draw, context)
+            noise = jax.random.uniform(accept_key, log_rate.shape, log_rate.dtype)
+            return draw, jnp.log(noise) < log_rate
+
+        def again(carry: tuple[Array, Array], key: Array):
+            x, is_taken = carry
+            draw, is_accepted = attempt(key)
+            keep = is_taken.reshape(*is_taken.shape, *(1,) * len(event_shape))
+            return (jnp.where(keep, x, draw), is_taken | is_accepted), None
+
+        keys = jax.random.split(key, num_attempts)
+        (x, _), _ = jax.lax.scan(again, attempt(keys[0]), keys[1:])
+        return x, log_prob(params, x, context)
+
+    return Density(init, log_prob, sample_and_log_prob)
+
+
+@checked
+def acceptance_rate(
+    density: Density,
+    params: Params,
+    key: Array,
+    num_draws: int,
+    context: Array | None = None,
+) -> tuple[Array, Array]:
+    """Z = E_pi[a(x)] of a `resampled` density, and its standard error, each `[...]`.
+
+    Args:
+      density: what `resampled` made.
+      params: its parameters.
+      key: PRNG key.
+      num_draws: draws from the base, of two or more.
+      context: `[..., context_dim]`, if the density reads one.
+
+    Raises:
+      ValueError: if the density is another, or there are too few draws.
+    """
+    name, of = arguments(density)
+    if name != "resampled" or num_draws < 2:
+        raise ValueError(
+            "acceptance_rate: expected a resampled density and two draws or more, got "
+            f"{density!r} and {num_draws}"
+        )
+    base = of["base"] or standard_normal(of["event_shape"])
+    _, log_acceptance = _acceptance(of["event_shape"], of["hidden"], of["context_dim"])
+    draws, _ = base.sample_and_log_prob(params["base"], key, (num_draws,), context)
+    rates = jnp.exp(log_acceptance(params["acceptance"], draws, context))
+    return rates.mean(0), rates.std(0, ddof=1) / math.sqrt(num_draws)
+
+
+def _acceptance(event_shape: tuple[int, ...], hidden: Sequence[int], context_dim: int | None):
+    """The network of `resampled`, and log a(x) `[...]` for x `[..., *event_shape]`."""
+    network = mlp(hidden, context_dim=context_dim)(1, 1)
+
+    def log_acceptance(params: Params, x: Array, context: Array | None) -> Array:
+        logit = network.apply(params, widened(_vectors(x, event_shape)), context)
+        return log_sigmoid(logit.squeeze((-2, -1)))
+
+    return network, log_acceptance
+
+
+def _vectors(x: Array, event_shape: tuple[int, ...]) -> Array:
+    _event_axes(x, event_shape)
+    return x.reshape(*x.shape[: x.ndim - len(event_shape)], math.prod(event_shape))
+
+
+def _key_of(params: Params) -> Array:
+    """A PRNG key that the parameters' bits choose: another after any change to them."""
+    bits = [
+        jax.lax.bitcast_convert_type(widened(leaf), jnp.uint32).sum(dtype=jnp.uint32)
+        for leaf in jax.tree.leaves(jax.lax.stop_gradient(params))
+    ]
+    return jax.random.key(sum(bits[1:], bits[0]))
 
 
 def _sample_shape(

@@ -1,4 +1,4 @@
-"""What is measured of a LED: tighter bounds, the NLL, marginal matching."""
+"""What is measured of a LED: tighter bounds, the NLL, marginal matching, active units."""
 
 import math
 from collections.abc import Callable
@@ -398,6 +398,45 @@ def marginal_matching(
         chunks.append(jax.device_get(chunk))
         progress(min(samples_per_chunk, num_samples - start))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_samples], *chunks)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def activity(led: LED, params: Params, key: Array, x: Array, num_samples: int = 50) -> Array:
+    """Var_x E[z|x] of each latent variable: how much of it says something of x.
+
+    Burda, Grosse and Salakhutdinov (2016), section 5.3, https://arxiv.org/abs/1509.00519, who call
+    a unit active where it is above 0.01: `(activity(...) > 0.01).sum()` counts them. From K draws
+    of z for each x, means have a variance of Var[z|x] / K of their own, which is taken off; the
+    estimate is unbiased, and may be slightly negative.
+
+    Args:
+      led: the model.
+      params: its parameters.
+      key: PRNG key.
+      x: data `[N, *x_shape]`, of two rows or more.
+      num_samples: K, draws of z for each row, of two or more.
+
+    Returns:
+      Variances `[*latent_shape]`.
+
+    Raises:
+      ValueError: if there are fewer than two rows or draws.
+    """
+    if min(len(x), num_samples) < 2:
+        raise ValueError(
+            f"activity: expected two rows and two samples or more, got {len(x)} rows and "
+            f"num_samples={num_samples}"
+        )
+
+    def moments(number_and_row: tuple[Array, Array]) -> tuple[Array, Array]:
+        number, row = number_and_row
+        encoding = led.encoding(params, row.astype(jnp.result_type(float)))
+        draw_key = jax.random.fold_in(key, number)
+        z, _ = led.posterior_sample_and_log_prob(params, draw_key, encoding, (num_samples,))
+        return z.mean(0), z.var(0, ddof=1)
+
+    means, variances = jax.lax.map(moments, (jnp.arange(len(x)), jnp.asarray(x)), batch_size=1000)
+    return means.var(0, ddof=1) - variances.mean(0) / num_samples
 
 
 @partial(jax.jit, static_argnums=(0, 3))

@@ -5,17 +5,17 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from led_jax.decoders import Decoder
-from led_jax.densities import Density, mixture_log_prob_of_normals, normal_log_prob
+from led_jax.densities import Density
 from led_jax.descriptions import arguments, constructor, describe
 from led_jax.encoders import Encoder, Encoding
 from led_jax.flows.base import Flow
 from led_jax.likelihoods import check_values
-from led_jax.numerics import dtype_of, log_mean_exp, widened
+from led_jax.numerics import dtype_of
+from led_jax.posteriors import Family, of_flow
 from led_jax.priors import Bound, Posterior, Prior, lift
 
 Params = Any
@@ -50,14 +50,15 @@ class LED(NamedTuple):
 
     Attributes:
       encoder: the base of the approximate posterior, and the flow's context.
-      posterior: flow g from z' to z; `apply` should be its cheap direction.
+      posterior: flow g from z' to z, whose `apply` should be its cheap direction; or a
+        `posteriors.Family`.
       prior: density of z, or a `Prior` that reads the posterior; `log_prob` should be its cheap
         direction.
       decoder: observation model.
     """
 
     encoder: Encoder
-    posterior: Flow
+    posterior: Flow | Family
     prior: Density | Prior
     decoder: Decoder
 
@@ -95,15 +96,19 @@ class LED(NamedTuple):
         params = dict(given)
         if "encoder" not in given:
             params["encoder"] = self.encoder.init(keys["encoder"], x, context)
-        mean, _, flow_context = self.encoding(params, x, context)
+        encoding = self.encoding(params, x, context)
         if "posterior" not in given:
-            params["posterior"] = self.posterior.init(keys["posterior"], mean, flow_context)
+            params["posterior"] = self._family.init(keys["posterior"], encoding)
         if "prior" not in given:
             posterior = self._posterior_at(params)
             params["prior"] = self._prior.init(keys["prior"], x, posterior, context)
         if "decoder" not in given:
-            params["decoder"] = self.decoder.init(keys["decoder"], mean, context)
+            params["decoder"] = self.decoder.init(keys["decoder"], encoding.mean, context)
         return {name: params[name] for name in self._fields}
+
+    def all_but_prior(self, params: Params) -> dict[str, Params]:
+        """The parameters that q(z|x) and p(x|z) depend on, as `init` takes them in `given`."""
+        return {name: params[name] for name in self._fields if name != "prior"}
 
     def elbo(
         self,
@@ -267,13 +272,9 @@ class LED(NamedTuple):
         Returns:
           z `[*sample_shape, ..., *latent_shape]` and log q(z|x) `[*sample_shape, ...]` in nats.
         """
-        mean, log_std, context = encoding
-        noise = jax.random.normal(key, (*sample_shape, *mean.shape), mean.dtype)
-        base = mean + jnp.exp(log_std) * noise
-        z, log_det = self.posterior.apply(_part(params, "posterior"), base, context)
-        log_base = normal_log_prob(widened(noise)) - widened(log_std)
-        event_axes = tuple(range(log_det.ndim - log_base.ndim, 0))
-        return z, (log_base.sum(event_axes) - widened(log_det)).astype(z.dtype)
+        return self._family.sample_and_log_prob(
+            _part(params, "posterior"), key, encoding, sample_shape
+        )
 
     def posterior_log_prob(self, params: Params, z: Array, encoding: Encoding) -> Array:
         """Log q(z|x) at any z, which inverts the flow.
@@ -287,14 +288,7 @@ class LED(NamedTuple):
           Log-densities in nats, of the common batch shape. A flow that reads no context is inverted
           once for each z, one that does for each pair of z and x.
         """
-        mean, log_std, context = encoding
-        if context is not None:
-            z = jnp.broadcast_to(z, jnp.broadcast_shapes(z.shape, mean.shape))
-        base, log_det = self.posterior_inverse(params, z, context)
-        base, mean, log_std = map(widened, (base, mean, log_std))
-        log_base = normal_log_prob((base - mean) * jnp.exp(-log_std)) - log_std
-        event_axes = tuple(range(log_det.ndim - base.ndim, 0))
-        return (log_base.sum(event_axes) + widened(log_det)).astype(z.dtype)
+        return self._family.log_prob(_part(params, "posterior"), z, encoding)
 
     def posterior_mixture(self, params: Params, encoding: Encoding) -> Callable[[Array], Array]:
         """The mixture 1/K sum_k q(z|x_k) of the posteriors of K rows, as z -> log-density.
@@ -310,27 +304,18 @@ class LED(NamedTuple):
           no context is inverted once for each z, and all pairs of z and rows are one matrix
           product; one that does is inverted for each pair.
         """
-        event_ndims = encoding.mean.ndim - 1
-        if encoding.context is None:
-            log_mixture = mixture_log_prob_of_normals(encoding.mean, encoding.log_std)
-
-            def log_prob(z: Array) -> Array:
-                base, log_det = self.posterior_inverse(params, z)
-                return log_mixture(base) + log_det
-
-        else:
-
-            def log_prob(z: Array) -> Array:
-                z = jnp.expand_dims(z, z.ndim - event_ndims)
-                log_components = self.posterior_log_prob(params, z, encoding)
-                return log_mean_exp(log_components, axis=-1)
-
-        return log_prob
+        return self._family.mixture(_part(params, "posterior"), encoding)
 
     def posterior_inverse(
         self, params: Params, z: Array, context: Array | None = None
     ) -> tuple[Array, Array]:
-        """Z' = g^-1(z) and log|det dg^-1/dz|: the posterior's flow, for the encoder's context."""
+        """Z' = g^-1(z) and log|det dg^-1/dz|: the posterior's flow, for the encoder's context.
+
+        Raises:
+          ValueError: if the posterior is not a flow.
+        """
+        if not isinstance(self.posterior, Flow):
+            raise ValueError(f"LED: the posterior {self.posterior!r} is no flow, to be inverted")
         return self.posterior.inverse(_part(params, "posterior"), z, context)
 
     def _prior_flow(self, params: Params) -> tuple[Flow, Params]:
@@ -340,6 +325,10 @@ class LED(NamedTuple):
                 f"LED: the prior {self.prior!r} has no flow; expected densities.transformed(...)"
             )
         return made_of["flow"], _part(params, "prior")["flow"]
+
+    @property
+    def _family(self) -> Family:
+        return self.posterior if isinstance(self.posterior, Family) else of_flow(self.posterior)
 
     @property
     def _prior(self) -> Prior:

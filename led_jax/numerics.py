@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -81,6 +82,15 @@ def relu(x: Array) -> Array:
 def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     y = relu(*primals)
     return y, jnp.where(y > 0, tangents[0], 0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def reverse_gradient(x: Array, scale: float) -> Array:
+    """`x`, with a gradient that is -scale times the one that comes back: for adversaries."""
+    return x
+
+
+reverse_gradient.defvjp(lambda x, scale: (x, None), lambda scale, _, g: (-scale * g,))
 
 
 def match_rank(x: Array | np.ndarray, ndim: int) -> Array:

@@ -1,6 +1,6 @@
 """What is minimised: each objective is one value, with a loss and the terms to report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -9,7 +9,9 @@ from jax import Array
 
 from led_jax.descriptions import constructor, describe
 from led_jax.model import LED, Elbo
-from led_jax.numerics import log_mean_exp
+from led_jax.modules import pure_of_context
+from led_jax.networks import MLP
+from led_jax.numerics import log_mean_exp, reverse_gradient, softplus
 
 Params = Any
 Schedule = Callable[[Array], Any]
@@ -224,6 +226,116 @@ def stl() -> Objective:
 
 
 @constructor
+def prior_only() -> Objective:
+    """Fits the prior to a model whose other parts are held fixed: -E[log p(z)] for z ~ q(z).
+
+    Up to the entropy of q(z) that is KL(q(z) || p(z)), Huang et al. (2017), eq. 4. Nothing but the
+    prior has a gradient; one that reads the posterior, as a VampPrior does, reads a fixed one.
+
+    >>> prior_only()
+    prior_only()
+
+    Returns:
+      An objective with the metrics of `elbo`, in nats.
+    """
+
+    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
+        params = params | jax.lax.stop_gradient(model.all_but_prior(params))
+        terms = jax.tree.map(jnp.mean, model.elbo(params, key, x))
+        return -terms.log_prior, _metrics(terms)
+
+    return Objective(_nothing, loss)
+
+
+@constructor
+def mmd(weight: float = 1000.0, kl_weight: float = 1.0, bandwidth: float = 1.0) -> Objective:
+    """Minus the ELBO and the maximum mean discrepancy between q(z) and p(z).
+
+    loss = -E[log p(x|z)] + kl_weight E[log q(z|x) - log p(z)] + weight MMD^2(q(z), p(z)), for the
+    kernel k(a, b) = e^(-|a - b|^2 / (2 bandwidth^2 D)). With kl_weight = 1 that is the information
+    VAE of Zhao, Song and Ermon (2017), https://arxiv.org/abs/1706.02262, for alpha = 0 and lambda =
+    1 + weight; with 0 the Wasserstein autoencoder of Tolstikhin et al. (2018), algorithm 2,
+    https://arxiv.org/abs/1711.01558, which lets q(z|x) shrink to a point. MMD^2 is estimated
+    without bias from a batch of draws of each, so that it may be negative.
+
+    >>> mmd(kl_weight=0.0)
+    mmd(kl_weight=0.0)
+
+    Args:
+      weight: of MMD^2, which lies between 0 and 2.
+      kl_weight: of the KL.
+      bandwidth: the kernel's, in units of the root of the number of latent variables.
+
+    Returns:
+      An objective whose metrics are "mmd" and those of `elbo`. The prior is sampled: that should be
+      cheap, and gives no gradient to a mixture's weights. It is no mean over rows: where devices
+      share a batch, `method="jit"` alone computes it on the whole.
+
+    Raises:
+      ValueError: if bandwidth is not positive; from the loss, if a batch has fewer than two rows.
+    """
+    if not bandwidth > 0:
+        raise ValueError(f"mmd: bandwidth must be positive, got {bandwidth}")
+
+    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
+        if len(x) < 2:
+            raise ValueError(f"mmd: expected a batch of two rows or more, got {len(x)}")
+        n = len(x)
+        terms, *draws = _terms_and_draws(model, params, key, x)
+        of_q, of_p = map(_rows, draws)
+        # Each draw is at distance 0 from itself: the pairs of different ones are the others.
+        within = sum(_kernel(a, a, bandwidth).sum() - n for a in (of_q, of_p)) / (n * (n - 1))
+        distance = within - 2 * _kernel(of_q, of_p, bandwidth).mean()
+        total = _weighted(terms, kl_weight) + weight * distance
+        return total, {"mmd": distance, **_metrics(terms)}
+
+    return Objective(_nothing, loss)
+
+
+@constructor
+def adversarial(
+    weight: float = 1.0, kl_weight: float = 0.0, hidden: Sequence[int] = (200, 200)
+) -> Objective:
+    """An adversarial autoencoder: a critic of z tells q(z) from p(z), and the model misleads it.
+
+    Makhzani et al. (2015), https://arxiv.org/abs/1511.05644. The critic c(z), a ReLU network, is
+    the logit of "z is from q(z)" and minimises E_q[softplus(-c)] + E_p[softplus(c)].
+    The model minimises -E[log p(x|z)] + kl_weight E[log q(z|x) - log p(z)] - weight times that:
+    gradients of z are reversed on their way back from the critic (Ganin and Lempitsky, 2015,
+    https://arxiv.org/abs/1409.7495), so that one step moves both. A critic at its best has
+    c = log q(z) - log p(z). `optax.partition({"model": a, "own": b}, ("model", "own"))` gives it an
+    optimizer of its own.
+
+    >>> adversarial(weight=10.0)
+    adversarial(10.0)
+
+    Args:
+      weight: of the critic's loss in the model's.
+      kl_weight: of the KL in the model's.
+      hidden: widths of the critic's hidden layers.
+
+    Returns:
+      An objective that trains the critic, and whose metrics are "critic_loss" (2 log 2 = 1.386
+      where it can tell nothing), "log_ratio", the mean of c over q(z), which estimates
+      KL(q(z) || p(z)) where the critic is at its best, and those of `elbo`. As for `mmd`, the prior
+      is sampled.
+    """
+    init_critic, critic = pure_of_context(MLP((*hidden, 1)))
+
+    def init(key: Array, model: Any, params: Params, x: Array) -> Params:
+        return init_critic(key, _rows(model.encoding(params, x).mean))
+
+    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
+        terms, *draws = _terms_and_draws(model, params, key, x)
+        of_q, of_p = (critic(own, reverse_gradient(_rows(z), weight)) for z in draws)
+        critic_loss = softplus(-of_q).mean() + softplus(of_p).mean()
+        metrics = {"critic_loss": critic_loss, "log_ratio": of_q.mean(), **_metrics(terms)}
+        return _weighted(terms, kl_weight) + critic_loss, metrics
+
+    return Objective(init, loss)
+
+
+@constructor
 def maximum_likelihood() -> Objective:
     """-E[log p(x)] of a `Density`, which is KL(data || p) up to the data's entropy.
 
@@ -279,6 +391,31 @@ def _reparameterised(
         )
 
     return z, terms
+
+
+def _terms_and_draws(model: LED, params: Params, key: Array, x: Array) -> tuple[Elbo, Array, Array]:
+    """Means of the bound's terms, their z ~ q(z), and as many draws of p(z)."""
+    posterior_key, prior_key = jax.random.split(key)
+    encoding = model.encoding(params, x)
+    z, log_posterior = model.posterior_sample_and_log_prob(params, posterior_key, encoding)
+    terms = Elbo(model.log_likelihood(params, z, x), model.prior_log_prob(params, z), log_posterior)
+    from_prior, _ = model.prior_sample_and_log_prob(params, prior_key, (len(x),))
+    return jax.tree.map(jnp.mean, terms), z, from_prior
+
+
+def _rows(z: Array) -> Array:
+    """Latent variables `[n, *latent_shape]` as vectors."""
+    return z.reshape(len(z), -1)
+
+
+def _kernel(a: Array, b: Array, bandwidth: float) -> Array:
+    """`mmd`'s kernel for all pairs of rows `[n, D]`, `[n, n]`."""
+    squares = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T
+    return jnp.exp(-squares / (2 * bandwidth**2 * a.shape[1]))
+
+
+def _weighted(means: Elbo, kl_weight: float) -> Array:
+    return kl_weight * (means.log_posterior - means.log_prior) - means.log_likelihood
 
 
 def _metrics(means: Elbo) -> dict[str, Array]:

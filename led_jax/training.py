@@ -172,6 +172,7 @@ def init_state(
     x: Array,
     objective: Objective | None = None,
     context: Array | None = None,
+    given: Mapping[str, Params] | None = None,
 ) -> TrainState:
     """A fresh state.
 
@@ -182,14 +183,14 @@ def init_state(
       x: prepared rows of the data `[n, *x_shape]`.
       objective: what is to be minimised; None takes `objectives.elbo()`.
       context: `[n, C]`, what the model is conditional on; None if it is not.
+      given: parameters of some parts of the model, where it takes them as `LED.init` does.
     """
     if isinstance(model, LED):
         model.check_data(x)
     init = partial(_init_state, model, optimizer, objective or elbo())
     # Runs once, so that it is compiled quickly rather than well.
-    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(
-        key, x, *_given(context)
-    )
+    compiled = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
+    return compiled(key, x, *_given(context), given=given)
 
 
 def state_shape(
@@ -219,10 +220,11 @@ def _init_state(
     key: Array,
     x: Array,
     *context: Array,
+    given: Mapping[str, Params] | None = None,
 ) -> TrainState:
     init_key, run_key = jax.random.split(key)
     params_key, own_key = jax.random.split(init_key)
-    params = model.init(params_key, x, *context)
+    params = model.init(params_key, x, *context, **({"given": given} if given else {}))
     own = objective.init(own_key, model, params, x, *context)
     opt_state = optimizer.init((params, own))
     return TrainState(params, own, opt_state, run_key, jnp.zeros((), jnp.int32))
@@ -452,6 +454,32 @@ def _by_pmap(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState)
     return lambda state: compiled(numbers, state, data)
 
 
+def begin(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    dataset: Dataset,
+    key: Array,
+    objective: Objective | None = None,
+    given: Mapping[str, Params] | None = None,
+) -> Progress:
+    """What `epochs` begins with; as its `resume`, with parts of the model given.
+
+    Args:
+      model: what to train.
+      optimizer: any optax transformation.
+      dataset: its first `INIT_ROWS` training rows are what parts may start from.
+      key: PRNG key of the run, as in `epochs`.
+      objective: what is minimised; None takes `objectives.elbo()`.
+      given: as in `init_state`.
+    """
+    prepare_key, state_key = jax.random.split(key)
+    rows, *context = dataset.rows("train")
+    x = jax.jit(dataset.prepare)(prepare_key, jnp.asarray(rows[:INIT_ROWS]))
+    some = [jnp.asarray(c[:INIT_ROWS], x.dtype) for c in context]
+    state = init_state(model, optimizer, state_key, x, objective, *some, given=given)
+    return Progress(state, state)
+
+
 def epochs(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -514,11 +542,7 @@ def epochs(
         model, optimizer, objective, dataset.prepare, batch_size, len(train) // batch_size
     )
     if resume is None:
-        prepare_key, state_key = jax.random.split(key)
-        x = jax.jit(dataset.prepare)(prepare_key, jnp.asarray(train[:INIT_ROWS]))
-        some = [jnp.asarray(c[:INIT_ROWS], x.dtype) for c in context]
-        state = init_state(model, optimizer, state_key, x, objective, *some)
-        resume = Progress(state, state)
+        resume = begin(model, optimizer, dataset, key, objective)
     progress = resume._replace(
         state=placement.replicate(resume.state), best=placement.replicate(resume.best)
     )

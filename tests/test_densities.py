@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from support import KEY, assert_finite_where_representable, normal, random_params, randomise
 from support.cases import smooth_made, smooth_mlp
@@ -287,6 +288,21 @@ def test_mixtures_integrate_to_one(x64):
     assert abs(np.exp(log_prob).sum() * area - 1) < 1e-6
 
 
+def test_a_mixture_under_a_linear_flow_is_a_mixture(x64):
+    """As the base of a flow: each component's mean and covariance are mapped."""
+    flow = flows.lu((2,))
+    density = densities.transformed(densities.mixture_of_normals((2,), 3), flow)
+    params, z = random_params(density.init, normal((5, 2))), normal((7, 2), seed=5)
+    base = params["base"]
+    matrix = jax.jacfwd(lambda x: flow.apply(params["flow"], x)[0])(jnp.zeros(2))
+    weights = np.exp(base["logits"]) / np.exp(base["logits"]).sum()
+    expected = sum(
+        w * scipy.stats.multivariate_normal(matrix @ m, (matrix * np.exp(2 * s)) @ matrix.T).pdf(z)
+        for w, m, s in zip(weights, base["mean"], base["log_std"], strict=True)
+    )
+    np.testing.assert_allclose(np.exp(density.log_prob(params, z)), expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("event_shape", [(3,), (2, 2)])
 def test_samples_of_a_mixture_have_its_moments(event_shape):
     density, params = mixture(event_shape)
@@ -341,12 +357,116 @@ def test_a_mixture_has_components():
         densities.mixture_of_normals((2,), 0)
 
 
+def resampled_line(num_draws=100_000, num_attempts=5):
+    """A normal of which little is accepted near its mean."""
+    density = densities.resampled((1,), hidden=(2,), num_draws=num_draws, num_attempts=num_attempts)
+    layers = {
+        "dense_0": {"kernel": [[2.0, -3.0]], "bias": [-0.5, -1.0]},
+        "dense_1": {"kernel": [[2.0], [1.0]], "bias": [-3.0]},
+    }
+    is_list = lambda leaf: isinstance(leaf, list)  # noqa: E731
+    return density, {"base": (), "acceptance": jax.tree.map(jnp.array, layers, is_leaf=is_list)}
+
+
+LINE = np.linspace(-9, 9, 20_001)
+
+
+def acceptance(params, x):
+    """a(x) by hand, for the rows `[n, D]`."""
+    layers = params["acceptance"]
+    h = np.maximum(x @ layers["dense_0"]["kernel"] + layers["dense_0"]["bias"], 0)
+    return scipy.special.expit(h @ layers["dense_1"]["kernel"] + layers["dense_1"]["bias"])[:, 0]
+
+
+def test_a_resampled_density_by_quadrature(x64):
+    """Rate, formula and total, where the draws are many; and the error that few of them make."""
+    density, params = resampled_line()
+    normal, a = scipy.stats.norm.pdf(LINE), acceptance(params, LINE[:, None])
+    cell = LINE[1] - LINE[0]
+    rate = (normal * a).sum() * cell
+    assert 0.05 < rate < 0.6
+    found, error = densities.acceptance_rate(density, params, KEY, 50_000)
+    assert abs(found - rate) < 4 * error < 0.1 * rate
+    refusal = 1 - rate
+    expected = normal * (a * (refusal ** np.arange(4)).sum() + refusal**4)
+    np.testing.assert_allclose(expected.sum() * cell, 1, rtol=1e-6)
+    assert np.abs(expected - normal).sum() * cell > 0.3
+    actual = np.exp(jax.jit(density.log_prob)(params, LINE[:, None]))
+    bound = np.sqrt((1 - rate) / (rate * 100_000))
+    np.testing.assert_allclose(actual, expected, rtol=4 * bound)
+    np.testing.assert_allclose(actual.sum() * cell, 1, rtol=4 * bound)
+    few, _ = resampled_line(num_draws=200)
+    ratio = np.exp(few.log_prob(params, LINE[:, None])) / expected
+    assert 1e-4 < np.abs(ratio - 1).max() < 4 * np.sqrt((1 - rate) / (rate * 200))
+    with pytest.raises(ValueError, match="expected a resampled density .* standard_normal"):
+        densities.acceptance_rate(densities.standard_normal((1,)), (), KEY, 10)
+
+
+def test_samples_of_a_resampled_density(x64):
+    density, params = resampled_line()
+    x, log_prob = jax.jit(density.sample_and_log_prob, static_argnums=2)(params, KEY, (5000,))
+    np.testing.assert_allclose(log_prob, density.log_prob(params, x), rtol=1e-9)
+    cumulative = np.cumsum(np.exp(density.log_prob(params, LINE[:, None]))) * (LINE[1] - LINE[0])
+    cdf = lambda z: np.interp(z, LINE, cumulative)  # noqa: E731
+    assert scipy.stats.kstest(np.asarray(x)[:, 0], cdf).pvalue > 1e-3
+    assert scipy.stats.kstest(np.asarray(x)[:, 0], scipy.stats.norm.cdf).pvalue < 1e-9
+
+
+def test_gradients_of_a_resampled_density_see_the_normaliser(x64):
+    """Beside those of the same formula with the rate by quadrature; the draws are others each."""
+    density, params = resampled_line(1_000_000, num_attempts=30)
+    rows, line = jnp.linspace(-1, 2, 9)[:, None], jnp.asarray(LINE[:, None])
+
+    def log_acceptance(params, x):
+        layers = params["acceptance"]
+        h = jax.nn.relu(x @ layers["dense_0"]["kernel"] + layers["dense_0"]["bias"])
+        logit = h @ layers["dense_1"]["kernel"] + layers["dense_1"]["bias"]
+        return jax.nn.log_sigmoid(logit[:, 0])
+
+    def exact(params):
+        weights = jnp.exp(densities.normal_log_prob(line[:, 0])) * (LINE[1] - LINE[0])
+        refusal = 1 - (weights * jnp.exp(log_acceptance(params, line))).sum()
+        attempts = sum(refusal**k for k in range(29))
+        a = jnp.exp(log_acceptance(params, rows))
+        return jnp.log(a * attempts + refusal**29).mean()
+
+    found = jax.jit(jax.grad(lambda p: density.log_prob(p, rows).mean()))(params)
+    expected = jax.jit(jax.grad(exact))(params)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max() + 1e-3)
+    moved = jax.tree.map(lambda leaf: leaf + 1e-9, params)
+    change = density.log_prob(moved, rows) - density.log_prob(params, rows)
+    assert 1e-6 < np.abs(change).max() < 0.05  # Other draws: no change of 1e-9 alone.
+
+
+def test_a_resampled_density_of_a_context_and_a_flow_as_its_base():
+    base = densities.transformed(densities.standard_normal((2, 1)), flows.lu((2, 1)))
+    density = densities.resampled((2, 1), base, (4,), num_draws=30, context_dim=3)
+    x, context = normal((5, 4, 2, 1)), normal((4, 3), seed=3)
+    params = random_params(density.init, x, context, scale=1.0)
+    score = jax.jit(density.log_prob)
+    log_prob = score(params, x, context)
+    assert log_prob.shape == (5, 4)
+    assert np.abs(score(params, x, context + 1) - log_prob).max() > 0.1
+    z, log_prob = jax.jit(density.sample_and_log_prob, static_argnums=2)(params, KEY, (6,), context)
+    assert z.shape == (6, 4, 2, 1)
+    np.testing.assert_allclose(log_prob, density.log_prob(params, z, context), atol=1e-4)
+    for attempts, draws in ((1, 9), (2, 0)):
+        with pytest.raises(ValueError, match=f"got {attempts} and {draws}"):
+            densities.resampled((2,), num_attempts=attempts, num_draws=draws)
+
+
 ALL = {
     "normal": (densities.standard_normal((2,)), ()),
     "uniform": (densities.uniform((2,)), ()),
     "mixture": (densities.mixture_of_normals((2,), 3), None),
     "transformed": (
         densities.transformed(densities.standard_normal((2,)), flows.chain(flows.actnorm())),
+        None,
+    ),
+    "resampled": (densities.resampled((2,), hidden=(4,), num_draws=50), None),
+    "transformed mixture": (
+        densities.transformed(densities.mixture_of_normals((2,), 3), flows.lu((2,))),
         None,
     ),
 }

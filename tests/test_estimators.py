@@ -20,6 +20,7 @@ from led_jax import (
     likelihoods,
     networks,
     objectives,
+    priors,
 )
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
@@ -397,3 +398,33 @@ def test_nll_says_that_it_is_neither_for_jit_nor_for_grad():
     for transform in (jax.jit, jax.grad):
         with pytest.raises(ValueError, match="params.*concrete.*use importance_weighted_bound"):
             transform(mean)(Truth(**OFF).params)
+
+
+def test_activity_is_the_variance_of_the_posteriors_mean(x64):
+    """In closed form, within the error that a few draws leave; one without x has none."""
+    truth, x = Truth(**OFF), data(20_000)
+    expected = truth.mean(x).var(0, ddof=1)
+    found = estimators.activity(LED_MODEL, truth.params, KEY, x, 20)
+    noise = truth.std**2 / 20  # What is taken off: not small beside what is measured.
+    np.testing.assert_allclose(found, expected, atol=0.25 * np.max(noise))
+    still = truth.params | {"encoder": jax.tree.map(jnp.zeros_like, truth.params["encoder"])}
+    found = estimators.activity(LED_MODEL, still, KEY, x, 20)
+    scale = np.exp(2 * np.asarray(truth.params["posterior"]["log_scale"]))
+    assert np.abs(found).max() < 0.1 * scale.max() / 20
+    with pytest.raises(ValueError, match="got 1 rows and num_samples=20"):
+        estimators.activity(LED_MODEL, truth.params, KEY, x[:1], 20)
+
+
+def test_a_prior_that_is_the_aggregated_posterior_is_at_no_distance_from_it(x64):
+    """Priors without a flow are measured, too: the mixture of all rows' posteriors is q(z)."""
+    truth, x = Truth(**OFF), data(6)
+    led = LED_MODEL._replace(prior=priors.data_subset(6))
+    params = truth.params | {"prior": jnp.asarray(x)}
+    whole = estimators.marginal_matching(led, params, KEY, x, 50)
+    np.testing.assert_allclose(whole.marginal_kl, 0, atol=1e-9)
+    assert whole.mutual_information.mean() > 0.5
+    half = estimators.marginal_matching(
+        LED_MODEL._replace(prior=priors.data_subset(3)), params | {"prior": x[:3]}, KEY, x, 500
+    )
+    assert half.marginal_kl.mean() > 0.05
+    assert half.marginal_kl.min() > -np.log(2) - 1e-9  # Half of the components: p(z) <= 2 q(z).

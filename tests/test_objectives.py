@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import KEY, randomise
-from support.linear_gaussian import LED_MODEL, Truth, data
+from support import KEY, assert_trees_equal, randomise
+from support.linear_gaussian import LED_MODEL, M, T, Truth, data
 
-from led_jax import densities, objectives
+from led_jax import densities, objectives, priors, training
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -51,7 +51,7 @@ def test_the_elbo_is_that_of_a_linear_gaussian_model(x64):
 def test_a_gradient_is_the_slope_of_the_loss(x64):
     params, x = Truth(**TRUTH).params, data(8)
     cases = objectives.elbo(), objectives.elbo(0.3), objectives.elbo(1.0, 0.1), objectives.iwae(5)
-    for objective in cases:
+    for objective in (*cases, objectives.mmd(20.0, 0.3)):
         run = loss_of(objective, LED_MODEL, x)
         _, gradient = run(params)
         direction = randomise(jax.tree.map(jnp.zeros_like, params))
@@ -185,3 +185,108 @@ def test_the_importance_weighted_bound_by_quadrature(x64):
 def test_samples_must_be_positive(make):
     with pytest.raises(ValueError, match="num_samples must be 1 or more, got 0"):
         make(0)
+
+
+def test_the_mean_discrepancy_is_that_of_two_normals(x64):
+    """Of q(z|x) for one x and the prior, with an estimator whose mean is the closed form."""
+    truth, x = Truth(shift=0.8, spread=1.3), data(1)
+    bandwidth, keys = 0.7, jax.random.split(KEY, 2000)
+    objective = objectives.mmd(30.0, 0.5, bandwidth)
+    rows = np.repeat(x, 12, 0)
+    run = jax.jit(jax.vmap(lambda key: objective.loss(LED_MODEL, truth.params, (), key, rows, 0)))
+    losses, metrics = run(keys)
+    width = 2 * bandwidth**2  # Of each of the two dimensions.
+
+    def mean_kernel(a, b):
+        (mean_a, std_a), (mean_b, std_b) = a, b
+        variance = width + std_a**2 + std_b**2
+        return np.prod(np.sqrt(width / variance) * np.exp(-((mean_a - mean_b) ** 2) / 2 / variance))
+
+    q, p = (truth.mean(x[0]), truth.std), (M, T)
+    exact = mean_kernel(q, q) + mean_kernel(p, p) - 2 * mean_kernel(q, p)
+    error = metrics["mmd"].std() / np.sqrt(len(keys))
+    assert abs(metrics["mmd"].mean() - exact) < 4 * error < 0.1 * exact
+    kl = metrics["log_posterior"] - metrics["log_prior"]
+    expected = 0.5 * kl - metrics["log_likelihood"] + 30 * metrics["mmd"]
+    np.testing.assert_allclose(losses, expected, rtol=1e-9)
+    with pytest.raises(ValueError, match="bandwidth must be positive, got 0"):
+        objectives.mmd(bandwidth=0.0)
+    with pytest.raises(ValueError, match="two rows or more, got 1"):
+        objective.loss(LED_MODEL, truth.params, (), KEY, x, 0)
+
+
+def test_the_model_climbs_what_the_critic_descends(x64):
+    """Each one's gradient is the slope of its own loss: finite differences of the metrics."""
+    params, x, weight = Truth(shift=0.8).params, data(8), 3.0
+    objective = objectives.adversarial(weight, kl_weight=0.5, hidden=(6,))
+    own = randomise(objective.init(KEY, LED_MODEL, params, x))
+
+    @jax.jit
+    def metrics(params, own):
+        return objective.loss(LED_MODEL, params, own, KEY, x, 0)[1]
+
+    def own_losses(params, own):
+        m = metrics(params, own)
+        of_model = 0.5 * (m["log_posterior"] - m["log_prior"]) - m["log_likelihood"]
+        return of_model - weight * m["critic_loss"], m["critic_loss"]
+
+    gradient = jax.jit(
+        jax.grad(lambda p, o: objective.loss(LED_MODEL, p, o, KEY, x, 0)[0], argnums=(0, 1))
+    )(params, own)
+    for i in range(2):
+        there = [jax.tree.map(jnp.zeros_like, part) for part in (params, own)]
+        there[i] = randomise(there[i])
+        ahead, behind = (
+            own_losses(
+                *(
+                    jax.tree.map(lambda p, d, s=sign: p + s * 1e-5 * d, part, direction)
+                    for part, direction in zip((params, own), there, strict=True)
+                )
+            )[i]
+            for sign in (1, -1)
+        )
+        slope = sum(
+            (g * d).sum()
+            for g, d in zip(jax.tree.leaves(gradient[i]), jax.tree.leaves(there[i]), strict=True)
+        )
+        np.testing.assert_allclose((ahead - behind) / 2e-5, slope, rtol=1e-6)
+        assert abs(slope) > 1e-3
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient[0]["prior"]))
+
+
+def test_the_critic_may_have_an_optimizer_of_its_own():
+    params, x = Truth().params, data(8)
+    objective = objectives.adversarial(hidden=(6,))
+    own = jax.jit(objective.init, static_argnums=1)(KEY, LED_MODEL, params, x)
+    parts = {"model": optax.set_to_zero(), "own": optax.sgd(0.1)}
+    optimizer = optax.partition(parts, ("model", "own"))
+    trained = params, own
+
+    @jax.jit
+    def step(trained):
+        opt_state = optimizer.init(trained)
+        return training.train_step(
+            LED_MODEL, optimizer, objective, trained, opt_state, KEY, jnp.asarray(x), 0
+        )
+
+    (new_params, new_own), *_ = step(trained)
+    assert_trees_equal(new_params, params)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), new_own, own)
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_the_prior_alone_is_fitted(x64):
+    """Its gradient is that of the ELBO, and nothing else has one, though a VampPrior reads all."""
+    truth, x = Truth(shift=0.3), data(8)
+    for led, prior in (
+        (LED_MODEL, truth.params["prior"]),
+        (LED_MODEL._replace(prior=priors.vamp(3)), jnp.asarray(data(3, seed=1))),
+    ):
+        params = truth.params | {"prior": prior}
+        (loss, metrics), gradient = loss_of(objectives.prior_only(), led, x)(params)
+        _, whole = loss_of(objectives.elbo(), led, x)(params)
+        jax.tree.map(np.testing.assert_array_equal, gradient["prior"], whole["prior"])
+        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["prior"]))
+        for leaf in jax.tree.leaves(led.all_but_prior(gradient)):
+            np.testing.assert_array_equal(leaf, 0)
+        np.testing.assert_allclose(loss, -metrics["log_prior"])

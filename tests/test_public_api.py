@@ -13,17 +13,9 @@ import led_jax
 from led_jax import data, densities, flows
 
 PACKAGES = [led_jax, flows, data]
-MODULES = [
-    "checkpoints",
-    "checks",
-    "decoders",
-    "densities",
-    "encoders",
-    "estimators",
-    "likelihoods",
-]
-MODULES += ["model", "networks", "numerics", "objectives", "priors", "sharding", "training"]
-MODULES += ["checks", "optimizers", "variational"]
+MODULES = ["checkpoints", "checks", "decoders", "densities", "encoders", "estimators"]
+MODULES += ["likelihoods", "model", "networks", "numerics", "objectives", "optimizers"]
+MODULES += ["posteriors", "priors", "sharding", "training", "variational"]
 MODULES += [f"flows.{name}" for name in ("actnorm", "autoregressive", "base", "conditioners")]
 MODULES += [f"flows.{name}" for name in ("coupling", "masks", "permutations", "planar")]
 MODULES += [f"flows.{name}" for name in ("linear", "sylvester", "transformers")]

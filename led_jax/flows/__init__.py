@@ -12,7 +12,11 @@ from led_jax.flows.masks import channel, checkerboard, random_half
 from led_jax.flows.permutations import permute, reverse
 from led_jax.flows.planar import planar, radial
 from led_jax.flows.supports import probit
-from led_jax.flows.sylvester import householder_sylvester, triangular_sylvester
+from led_jax.flows.sylvester import (
+    householder_sylvester,
+    orthogonal_sylvester,
+    triangular_sylvester,
+)
 from led_jax.flows.transformers import (
     Transformer,
     additive,
@@ -50,6 +54,7 @@ __all__ = [
     "lu",
     "made",
     "mlp",
+    "orthogonal_sylvester",
     "permute",
     "pixelcnn",
     "planar",

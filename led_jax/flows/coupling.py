@@ -68,6 +68,7 @@ def real_nvp(
     context_dim: int | None = None,
     seed: int = 0,
     conditioner: Callable[..., MakeConditioner] = mlp,
+    mixing: Flow | None = None,
 ) -> Flow:
     """A stack of coupling layers with fully connected or convolutional conditioners.
 
@@ -92,9 +93,13 @@ def real_nvp(
       seed: seed of the random masks.
       conditioner: makes the layers' conditioner from `hidden` and `context_dim`: `mlp`, or for maps
         `partial(convnet, event_shape)`.
+      mixing: a flow on vectors of the event's D entries, such as `lu((D,))` or `householder((D,))`,
+        that is applied before each coupling, with parameters of its own: what Glow's permutations
+        are (Kingma and Dhariwal, 2018, section 3.2, https://arxiv.org/abs/1807.03039).
 
     Returns:
-      A flow on events of the given shape.
+      A flow on events of the given shape. The layers' parameters are a coupling's within `chain`'s
+      tuples; with a mixing flow, its own stand in front of them.
 
     Raises:
       ValueError: if the mask is unknown or does not split the event, if depth is negative or the
@@ -108,16 +113,24 @@ def real_nvp(
     passing = _passing(event_shape, depth, mask, seed, halves=not in_place)
     if in_place:
         passing[1::2] = ~passing[1::2]
-        stack = repeat(
-            lambda mask: _couple_in_place(mask, network, transformer),
-            depth,
-            passing,
-            scan_cost="low",
-        )
-        return flatten(stack, event_shape)
+
+        def in_place_layer(mask: Array) -> Flow:
+            layer = _couple_in_place(mask, network, transformer)
+            return layer if mixing is None else chain(mixing, layer)
+
+        return flatten(repeat(in_place_layer, depth, passing, scan_cost="low"), event_shape)
     layer = _couple_halves(size // 2, network, transformer)
     orders = np.argsort(~passing, -1, kind="stable")
     orders[1::2] = orders[1::2, ::-1]
+    if mixing is not None:
+
+        def mixed(there: Array, back: Array) -> Flow:
+            return chain(mixing, permute_by(there, back), layer, permute_by(back, there))
+
+        stack = repeat(
+            lambda orders: mixed(*orders), depth, (orders, np.argsort(orders)), scan_cost="low"
+        )
+        return flatten(stack, event_shape)
     # Undoing one layer's order and making the next one's is a single permutation.
     identity = np.arange(size)
     orders = np.stack([identity, *orders, identity])

@@ -1,6 +1,8 @@
-"""Sylvester flows: planar ones with as many hidden units as the vector has entries."""
+"""Sylvester flows: planar ones with many hidden units, y = x + Q R tanh(S Q' x + b)."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,7 @@ def triangular_sylvester(
       ValueError: if depth is negative; from the flow's functions, if the input, the context or the
         parameters have the wrong shapes.
     """
-    layer = chain(_layer("triangular_sylvester", 0, context_dim), reverse())
+    layer = chain(_layer("triangular_sylvester", _reflections(0), context_dim), reverse())
     return flatten(repeat(layer, depth), event_shape)
 
 
@@ -81,54 +83,141 @@ def householder_sylvester(
             f"householder_sylvester: num_reflections must be positive, got {num_reflections}; "
             "triangular_sylvester has none"
         )
-    layer = _layer("householder_sylvester", num_reflections, context_dim)
+    layer = _layer("householder_sylvester", _reflections(num_reflections), context_dim)
     return flatten(repeat(layer, depth), event_shape)
 
 
-def _layer(name: str, num_reflections: int, context_dim: int | None) -> Flow:
-    """One layer, whose parameters are a vector: a matrix, S's diagonal, b and the reflections.
+@constructor
+def orthogonal_sylvester(
+    event_shape: tuple[int, ...],
+    depth: int,
+    num_columns: int = 8,
+    context_dim: int | None = None,
+) -> Flow:
+    """A stack of orthogonal Sylvester layers, y = x + Q R tanh(S Q' x + b).
+
+    Van den Berg, Hasenclever, Tomczak and Welling (2018), eq. 13 and section 3.2.1,
+    https://arxiv.org/abs/1803.05649. Q has M orthonormal columns, and R and S are M x M, as for
+    `triangular_sylvester`: a layer moves x within the space of its columns. They are made by the
+    iteration Q <- Q (3 I - Q' Q) / 2, which is exact to rounding where no column is within about
+    1e-6 of the space of the others. The inverse solves M monotone scalar equations a layer.
+
+    >>> flow = orthogonal_sylvester((3,), 2, num_columns=2)
+    >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
+    >>> flow.apply(params, jnp.zeros((4, 3)))[1].shape
+    (4,)
+
+    Args:
+      event_shape: shape of an event of D entries.
+      depth: number of layers; 0 gives the identity.
+      num_columns: M, from 1 to D.
+      context_dim: width of the context of which R, S, b and the columns are a linear function; None
+        learns them. A fresh flow is the identity either way.
+
+    Raises:
+      ValueError: if depth is negative or num_columns is not from 1 to D; else as from
+        `triangular_sylvester`.
+    """
+    size = math.prod(event_shape)
+    if not 1 <= num_columns <= size:
+        raise ValueError(
+            f"orthogonal_sylvester: num_columns must be from 1 to {size}, the number of entries of "
+            f"an event of shape {tuple(event_shape)}; got {num_columns}"
+        )
+    layer = _layer("orthogonal_sylvester", _columns(num_columns), context_dim)
+    return flatten(repeat(layer, depth), event_shape)
+
+
+class _Frame(NamedTuple):
+    """How a matrix Q of M orthonormal columns in D dimensions is made from free parameters.
+
+    Attributes:
+      num_columns: `D -> M`.
+      num_vectors: number of vectors of D entries that it is made from.
+      read: `[..., num_vectors, D] -> (x -> Q' x, v -> Q v)`.
+    """
+
+    num_columns: Callable[[int], int]
+    num_vectors: int
+    read: Callable[[Array], tuple[Callable[[Array], Array], Callable[[Array], Array]]]
+
+
+def _reflections(number: int) -> _Frame:
+    """A product of Householder reflections; none at all make the identity."""
+
+    def read(raw: Array):
+        vectors = unit_vectors(raw)
+        return lambda x: reflect(vectors, x), lambda v: reflect(vectors, v, reverse=True)
+
+    return _Frame(lambda size: size, number, read)
+
+
+_ORTHONORMAL_STEPS = 40  # A small singular value grows 1.5-fold a step: 1.5^40 is 1e7.
+
+
+def _columns(number: int) -> _Frame:
+    """The orthonormal columns next to some that are free."""
+
+    def read(raw: Array):
+        squares = (raw * raw).sum((-2, -1), keepdims=True)
+        # Singular values are at most 1 from here on: those above sqrt(3) would diverge.
+        rows = raw * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(raw.dtype).tiny))
+
+        def step(rows: Array, _: None) -> tuple[Array, None]:
+            products = jnp.einsum("...id,...jd->...ij", rows, rows)
+            return 1.5 * rows - 0.5 * jnp.einsum("...ij,...jd->...id", products, rows), None
+
+        rows, _ = jax.lax.scan(step, rows, None, _ORTHONORMAL_STEPS)
+        return lambda x: times(rows, x), lambda v: times(jnp.swapaxes(rows, -1, -2), v)
+
+    return _Frame(lambda size: number, number, read)
+
+
+def _layer(name: str, frame: _Frame, context_dim: int | None) -> Flow:
+    """One layer, whose parameters are a vector: a matrix, S's diagonal, b and the frame's vectors.
 
     R has the matrix's upper triangle, S the lower one's transpose, as in the authors' code.
     """
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
-        size = x.shape[-1]
+        m = frame.num_columns(x.shape[-1])
         matrix_key, diagonal_key, vector_key = jax.random.split(key, 3)
-        matrix = jax.random.normal(matrix_key, (size, size), x.dtype) / math.sqrt(size)
+        matrix = jax.random.normal(matrix_key, (m, m), x.dtype) / math.sqrt(m)
         start = [
             jnp.tril(matrix, -1).ravel(),  # R is zero.
-            0.1 * jax.random.normal(diagonal_key, (size,), x.dtype),
-            jnp.zeros(size, x.dtype),
-            jax.random.normal(vector_key, (num_reflections * size,), x.dtype),
+            0.1 * jax.random.normal(diagonal_key, (m,), x.dtype),
+            jnp.zeros(m, x.dtype),
+            jax.random.normal(vector_key, (frame.num_vectors * x.shape[-1],), x.dtype),
         ]
         return init_linear(jnp.concatenate(start), context_dim, x, context)
 
     def read(params: Params, x: Array, context: Array | None):
-        """R and S `[..., D, D]`, b `[..., D]` and unit vectors, `[..., num_reflections, D]`."""
+        """R and S `[..., M, M]`, b `[..., M]`, and the functions of `_Frame.read`."""
         n = x.shape[-1]
-        count = n * (n + 2 + num_reflections)
+        m = frame.num_columns(n)
+        count = m * (m + 2) + frame.num_vectors * n
         raw = linear_in_context(name, params, count, context_dim, x, context)
         batch_shape = raw.shape[:-1]
-        matrix = raw[..., : n * n].reshape(*batch_shape, n, n)
-        diagonal, b = raw[..., n * n : n * (n + 1)], raw[..., n * (n + 1) : n * (n + 2)]
-        vectors = raw[..., n * (n + 2) :].reshape(*batch_shape, num_reflections, n)
+        matrix = raw[..., : m * m].reshape(*batch_shape, m, m)
+        diagonal, b = raw[..., m * m : m * (m + 1)], raw[..., m * (m + 1) : m * (m + 2)]
+        vectors = raw[..., m * (m + 2) :].reshape(*batch_shape, frame.num_vectors, n)
         own = jnp.diagonal(matrix, axis1=-2, axis2=-1)
         lower = jnp.swapaxes(matrix, -1, -2)
         r = with_diagonal(jnp.triu(matrix, 1), jnp.tanh(own))
         s = with_diagonal(jnp.triu(lower, 1), jnp.tanh(diagonal))
-        return r, s, b, unit_vectors(vectors)
+        return r, s, b, frame.read(vectors)
 
     def apply(params: Params, x: Array, context: Array | None = None):
-        r, s, b, vectors = read(params, x, context)
-        inner = times(s, reflect(vectors, widened(x))) + b
+        r, s, b, (into, out) = read(params, x, context)
+        inner = times(s, into(widened(x))) + b
         move = times(r, jnp.tanh(inner))
         log_slope = residual_tanh(_slope(r, s), inner)[1]
-        y = widened(x) + reflect(vectors, move, reverse=True)
+        y = widened(x) + out(move)
         return y.astype(x.dtype), log_slope.sum(-1).astype(x.dtype)
 
     def inverse(params: Params, y: Array, context: Array | None = None):
-        r, s, b, vectors = read(params, y, context)
-        rotated = reflect(vectors, widened(y))
+        r, s, b, (into, out) = read(params, y, context)
+        rotated = into(widened(y))
         slope = jnp.broadcast_to(_slope(r, s), rotated.shape)
         b = jnp.broadcast_to(b, rotated.shape)
         entries = [jnp.moveaxis(a, -1, 0) for a in (rotated, slope, b)]
@@ -151,15 +240,15 @@ def _layer(name: str, num_reflections: int, context_dim: int | None) -> Flow:
         def match(is_i: Array, x: Array) -> Array:
             return is_i.reshape(*(1,) * (x.ndim - 1), -1)
 
-        is_last = jnp.zeros(y.shape[-1], rotated.dtype).at[-1].set(1)
+        is_last = jnp.zeros(rotated.shape[-1], rotated.dtype).at[-1].set(1)
         start = jnp.zeros_like(rotated), jnp.zeros_like(rotated), is_last
         (_, h, _), log_dets = jax.lax.scan(solve, start, (*entries, *rows), reverse=True)
-        x = widened(y) - reflect(vectors, times(r, h), reverse=True)
+        x = widened(y) - out(times(r, h))
         return x.astype(y.dtype), log_dets.sum(0).astype(y.dtype)
 
     return Flow(init, apply, inverse)
 
 
 def _slope(r: Array, s: Array) -> Array:
-    """1 + R_ii S_ii, `[..., D]`."""
+    """1 + R_ii S_ii, `[..., M]`."""
     return 1 + jnp.diagonal(r, axis1=-2, axis2=-1) * jnp.diagonal(s, axis1=-2, axis2=-1)

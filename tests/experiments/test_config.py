@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,8 @@ import pytest
 from absl import flags
 
 from experiments.config import Config
-from experiments.flags import define_flags, from_command, to_command
-from experiments.models import build_led
+from experiments.flags import config_from_flags, define_flags, from_command, to_command
+from experiments.models import build_led, make_objective
 from experiments.workdir import check_workdir, read_config, write_config, write_json
 from led_jax import data, densities, flows
 
@@ -168,6 +169,13 @@ def test_a_prior_may_be_any_density():
     for name in ("vamp", "data_subset"):
         led = build_led(Config(prior=f"{name}:num_components=20"), digits)
         assert repr(led.prior) == f"{name}(20)"
+    base, flow = "mixture_of_normals(event_shape=50,num_components=5)", "lu(event_shape=50)"
+    led = build_led(Config(prior=f"transformed:base={base},flow={flow}"), digits)
+    expected = densities.mixture_of_normals((50,), 5), flows.lu((50,))
+    assert led.prior == densities.transformed(*expected)
+    text = f"nvp:depth=2,mixing={flow}"
+    led = build_led(Config(posterior=text, prior=text), digits)
+    assert led.posterior == flows.real_nvp((50,), 2, mixing=flows.lu((50,)), seed=1000)
     with pytest.raises(ValueError, match="--posterior=standard_normal is no flow"):
         build_led(Config(posterior="standard_normal"), digits)
     with pytest.raises(ValueError, match="--prior_depth goes with nvp, made, pixelcnn alone"):
@@ -176,7 +184,8 @@ def test_a_prior_may_be_any_density():
 
 def test_residual_flows_of_the_posterior_read_its_context_and_of_the_prior_score_in_one_pass():
     digits = data.load("digits")
-    for name in ("planar", "triangular_sylvester", "householder_sylvester"):
+    sylvester = ("triangular_sylvester", "householder_sylvester", "orthogonal_sylvester")
+    for name in ("planar", *sylvester):
         text = f"{name}:depth=2"
         led = build_led(Config(posterior=text, posterior_context=9, prior=text), digits)
         flow = getattr(flows, name)((50,), 2, context_dim=9)
@@ -307,3 +316,31 @@ def test_help_lists_every_flag():
     define_flags(values)
     text = values.module_help(sys.argv[0])
     assert all(f"{field.name}:" in text for field in dataclasses.fields(Config))
+
+
+def test_a_prior_from_a_run_has_its_flags_on_data_and_model(tmp_path):
+    there = Config(network="resconv", posterior_context=3, prior_depth=2, epochs=7, seed=4)
+    (tmp_path / "a").mkdir()
+    write_config(there, tmp_path / "a")
+    flag_values = flags.FlagValues()
+    define_flags(flag_values)
+    flag_values(["train", f"--prior_from={tmp_path / 'a'}", "--prior=vamp:num_components=9"])
+    with mock.patch.object(flags, "FLAGS", flag_values):
+        config = config_from_flags(tmp_path / "b")
+    expected = Config(
+        network="resconv",
+        posterior_context=3,
+        prior_from=str(tmp_path / "a"),
+        prior="vamp:num_components=9",
+    )
+    assert config.record() == expected.record()
+    assert repr(make_objective(config, 10)) == "prior_only()"
+    assert from_command(to_command(config)).record() == config.record()
+    flag_values(["train", f"--prior_from={tmp_path}"])
+    with mock.patch.object(flags, "FLAGS", flag_values):
+        with pytest.raises(ValueError, match="is the directory of no run"):
+            config_from_flags(tmp_path / "b")
+    with pytest.raises(ValueError, match="--prior_from has an objective of its own"):
+        Config(prior_from="a", objective="stl")
+    with pytest.raises(ValueError, match="--optimizer=adamw decays what --prior_from holds fixed"):
+        Config(prior_from="a", optimizer="adamw")

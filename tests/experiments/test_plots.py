@@ -94,6 +94,22 @@ def test_depth_curves_join_what_was_trained_alike(tmp_path, monkeypatch):
     assert [text.get_text() for text in axes.texts] == ["8 epochs", "200 epochs"]
 
 
+def test_nats_are_stacked_up_to_the_bound(tmp_path, monkeypatch):
+    models = {
+        "a": [(88.0, {"x": 60.0, "y": 30.0}), (90.0, {"x": 64.0, "y": 30.0})],
+        "b": [(80.0, {"x": 70.0, "z": 15.0})],
+    }
+    plots.nats(tmp_path / "nats.png", models)
+    assert plt.imread(tmp_path / "nats.png").shape[0] > 100
+    (axes,) = drawn(monkeypatch, plots.nats, models).axes
+    bars = [(b.get_y() + b.get_height() / 2, b.get_x(), b.get_width()) for b in axes.patches]
+    expected = [(0, 0, 62), (0, 62, 30), (1, 0, 70), (1, 70, 15)]
+    np.testing.assert_allclose(bars, expected, atol=1e-9)
+    marks = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
+    assert {89.0, 80.0} <= set(marks)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
 def test_density_maps_put_each_panel_in_its_place(tmp_path, monkeypatch):
     values = np.arange(12.0).reshape(3, 4)
     plain = plots.Panel("plain", values, (0, 4, -1, 2))

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("fast_compile")
 TINY = Config(epochs=6, latent_dim=4, prior_depth=1, prior_hidden=(8,), nll_samples=20)
 FIELDS = (
     "best_epoch valid_elbo test_elbo nll nll_se nll_samples num_params skipped devices processes "
-    "compile_seconds seconds_per_epoch seconds_train command commit versions hardware date"
+    "compile_seconds seconds_per_epoch seconds_train command commit versions hardware date "
+    "test_kl mutual_information mutual_information_se marginal_kl marginal_kl_se active_units"
 ).split()
 
 
@@ -50,6 +51,11 @@ def test_the_result_has_every_field_and_is_on_disk(finished):
     assert json.loads((workdir / "result.json").read_text()) == result
     assert result["nll"] <= -result["test_elbo"]
     assert 0 < result["nll_se"] < 5
+    assert 0 < result["mutual_information"] < np.log(len(data.load("digits").test)) + 1e-3
+    parts = result["mutual_information"] + result["marginal_kl"]
+    error = np.hypot(result["mutual_information_se"], result["marginal_kl_se"])
+    assert abs(result["test_kl"] - parts) < 5 * error < 5
+    assert 0 <= result["active_units"] <= 4
     for name in ("samples", "reconstructions", "curves"):
         assert (workdir / f"{name}.png").stat().st_size > 1000
     events = [path.read_bytes() for path in workdir.glob("events.out.tfevents*")]
@@ -90,6 +96,26 @@ def test_averaged_parameters_are_scored_and_saved_and_patience_ends_a_run(tmp_pa
     (tmp_path / "result.json").unlink()
     again = run(config, tmp_path)
     assert {**again, "date": ""} == {**result, "date": ""}
+
+
+@pytest.mark.slow
+def test_a_prior_is_fitted_to_a_finished_run_that_stays_as_it_is(finished, tmp_path):
+    there, result = finished
+    config = Config(
+        prior_from=str(there), prior="vamp:num_components=5", latent_dim=4, epochs=2, nll_samples=20
+    )
+    found = run(config, tmp_path / "b")
+    (led, params), (before, params_before) = map(led_jax.load, (tmp_path / "b", there))
+    assert led == before._replace(prior=led_jax.priors.vamp(5))
+    assert_trees_equal(led.all_but_prior(params), before.all_but_prior(params_before))
+    rows = data.load("digits").train
+    assert not (params["prior"][:, None] == rows).all(-1).any()  # It has moved.
+    for name in ("active_units", "num_params"):
+        assert type(found[name]) is int
+    assert found["active_units"] == result["active_units"]
+    assert run(config, tmp_path / "b") == found
+    with pytest.raises(ValueError, match="is another model but for its prior"):
+        run(dataclasses.replace(config, latent_dim=5), tmp_path / "c")
 
 
 def test_a_finished_run_is_not_run_again(finished, monkeypatch):

@@ -11,6 +11,7 @@ from absl import flags
 
 from experiments import sweep as sweep_module
 from experiments.config import Config
+from experiments.flags import to_command
 from experiments.sweep import TABLES, Cell, run_name, sweep, to_markdown
 from experiments.workdir import hold
 
@@ -27,15 +28,15 @@ SMALL = {"a": [cell(0, 30.0), cell(1, 29.0)], "b": [cell(0, 30.0)]}
 
 
 def test_the_table_is_the_papers():
-    paper = {name: [cell.paper_nll for cell in cells] for name, cells in TABLES[1].items()}
+    paper = {name: [cell.paper_nll for cell in cells] for name, cells in TABLES["1"].items()}
     assert paper["mlp_prior"] == [90.78, 88.07, 87.47, 86.59]
     assert paper["mlp_posterior"] == [90.78, 88.89, 88.71, 88.70]
     assert paper["resconv_prior"] == [83.11, 81.87, 81.70, 81.44]
-    for cells in TABLES[1].values():
+    for cells in TABLES["1"].values():
         assert [cell.depth for cell in cells] == [0, 4, 8, 12]
     rows = [
         (cell.paper_nll, c.network, c.latent_size, c.prior_depth, c.posterior, c.posterior_depth)
-        for cells in TABLES[2].values()
+        for cells in TABLES["2"].values()
         for cell in cells
         for c in [cell.config]
     ]
@@ -91,7 +92,7 @@ def test_one_cell_that_fails_leaves_the_others_to_go_on(finished, tmp_path, monk
     shutil.copytree(workdir, tmp_path / "w")
     broken = tmp_path / "w" / run_name(SMALL["a"][0].config)
     (broken / "config.json").write_text("{}")
-    monkeypatch.setattr(sweep_module, "TABLES", {1: SMALL})
+    monkeypatch.setattr(sweep_module, "TABLES", {"1": SMALL})
     flags.FLAGS.unparse_flags()
     flags.FLAGS(["sweep", f"--workdir={tmp_path / 'w'}", "--seeds=0,1"])
     with pytest.raises(SystemExit) as exit:
@@ -178,17 +179,17 @@ def test_a_cells_results_are_those_of_its_own_configuration(finished):
 
 
 def test_the_committed_tables_hold_every_cell():
-    for number, table in TABLES.items():
+    for number in ("1", "2"):
         path = pathlib.Path(__file__).parents[2] / "results" / f"table{number}.json"
         results = json.loads(path.read_text())
-        for column, cells in table.items():
+        for column, cells in TABLES[number].items():
             assert all(sweep_module._runs_of(cell, column, results) for cell in cells)
 
 
 @pytest.mark.slow
 def test_main_writes_the_table_column_by_column(finished, monkeypatch, capsys):
     workdir, results = finished
-    monkeypatch.setattr(sweep_module, "TABLES", {1: SMALL})
+    monkeypatch.setattr(sweep_module, "TABLES", {"1": SMALL})
     write = sweep_module._write
 
     def write_alone(number, results, workdir):
@@ -209,10 +210,45 @@ def test_main_writes_the_table_column_by_column(finished, monkeypatch, capsys):
     assert tables[0] == [(0, ["b"], nlls[0])]
     assert tables[1] == [(0, ["b", "a"], nlls[0]), (1, ["a"], nlls[1])]
     assert (workdir / "table1.md").read_text().count("not run") == 0
-    assert (workdir / "table1.png").stat().st_size > 1000
+    for name in ("table1", "table1_nats"):
+        assert (workdir / f"{name}.png").stat().st_size > 1000
 
 
 def test_the_error_of_one_image_is_unknown():
     runs = [{"nll": 1.0, "nll_se": None}, {"nll": 2.0, "nll_se": 0.5}]
     nll, error = sweep_module._mean_and_error(runs)
     assert nll == 1.5 and np.isnan(error)
+
+
+def test_alternatives_have_a_table_without_depths_and_the_papers_numbers(tmp_path, monkeypatch):
+    """Of made-up results: the rows, and the nats that are drawn, whose sum is the bound."""
+    table = {
+        name: [Cell(None, None, TABLES["priors"][name][0].config)] for name in ("normal", "vamp")
+    }
+    monkeypatch.setattr(sweep_module, "TABLES", {"priors": table})
+    result = {
+        "columns": ["normal"],
+        "command": to_command(table["normal"][0].config),
+        "nll": 90.0,
+        "nll_se": 0.3,
+        "test_elbo": -95.0,
+        "test_kl": 25.0,
+        "mutual_information": 9.0,
+        "epochs": 200,
+        "nll_samples": 5000,
+        "hardware": "h",
+        "versions": {},
+        "date": "d",
+    }
+    drawn = {}
+    monkeypatch.setattr(sweep_module.plots, "nats", lambda path, bars: drawn.update({path: bars}))
+    other = result | {"command": result["command"] + " --seed=1", "mutual_information": None}
+    sweep_module._write("priors", [result, other], tmp_path)
+    text = (tmp_path / "priors.md").read_text()
+    assert "| normal | - | - | 90.00 | 0.30 | - | 2 | 200 | 5000 |" in text
+    assert "| vamp | - | - | not run |" in text
+    ((path, bars),) = drawn.items()
+    assert path == tmp_path / "priors_nats.png" and not list(tmp_path.glob("*.png"))
+    (_, whole), (_, split) = bars["normal"][1], bars["normal"][0]
+    assert split == {"reconstruction": 70.0, "I(x; z)": 9.0, "KL(q(z) || p(z))": 16.0}
+    assert whole == {"reconstruction": 70.0, "KL(q(z|x) || p(z))": 25.0}

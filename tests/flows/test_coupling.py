@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import layers_of, normal, random_params, run_python
+from support import KEY, layers_of, normal, random_params, run_python
 from support.cases import smooth_mlp
 
 from led_jax import flows
@@ -242,3 +242,36 @@ def test_other_bad_arguments():
         flows.real_nvp((4,), 0, mask="stripes")
     with pytest.raises(ValueError, match="'channel' mask does not split an event of shape"):
         flows.real_nvp((4, 4, 1), 2, mask="channel", conditioner=partial(flows.convnet, (4, 4, 1)))
+
+
+def test_couplings_are_mixed_where_a_flow_says_so(x64):
+    """A stack by hand: what each mixing flow does, and then the coupling of the unmixed stack."""
+    dim, depth, mixing = 5, 2, flows.lu((5,))
+    x = normal((4, dim))
+    flow = flows.real_nvp((dim,), depth, hidden=(6,), mixing=mixing)
+    params = random_params(flow.init, x)
+    of_mixing, _, of_coupling, _ = params
+    plain = [flows.real_nvp((dim,), i, hidden=(6,)) for i in range(depth + 1)]
+
+    def first(count):
+        """Parameters of the first couplings alone."""
+        return (((), jax.tree.map(lambda leaf: leaf[:count], of_coupling)), ())
+
+    @jax.jit
+    def by_hand(y):
+        log_dets = []
+        for i in range(depth):
+            for transform, its in (
+                (mixing.apply, jax.tree.map(lambda leaf, i=i: leaf[i], of_mixing)),
+                # Coupling i alone: the first i are undone, then the first i + 1 are done.
+                (plain[i].inverse, first(i)),
+                (plain[i + 1].apply, first(i + 1)),
+            ):
+                y, log_det = transform(its, y)
+                log_dets.append(log_det)
+        return y, sum(log_dets)
+
+    for actual, expected in zip(jax.jit(flow.apply)(params, x), by_hand(x), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-9)
+    unmixed = jax.eval_shape(plain[depth].init, KEY, x)
+    assert jax.tree.structure(unmixed) == jax.tree.structure(first(depth))

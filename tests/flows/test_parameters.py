@@ -54,15 +54,17 @@ def stacks():
         for depth in DEPTHS:
             flow = make(event_shape, depth, hidden=hidden, context_dim=context_dim)
             yield f"{name}, depth {depth}", flow, event_shape, context_dim
-    for make in (
-        flows.planar,
-        flows.radial,
-        flows.triangular_sylvester,
-        flows.householder_sylvester,
-    ):
+    mixed = partial(flows.real_nvp, hidden=(4,), mixing=flows.lu((5,), context_dim=3))
+    for name, make in {
+        "planar": flows.planar,
+        "radial": flows.radial,
+        "triangular_sylvester": flows.triangular_sylvester,
+        "householder_sylvester": flows.householder_sylvester,
+        "orthogonal_sylvester": partial(flows.orthogonal_sylvester, num_columns=3),
+        "real_nvp mixed": mixed,
+    }.items():
         for depth in DEPTHS:
-            flow = make((5,), depth, context_dim=3)
-            yield f"{make.__name__}, depth {depth}", flow, (5,), 3
+            yield f"{name}, depth {depth}", make((5,), depth, context_dim=3), (5,), 3
     for make in (flows.lu, flows.householder):
         yield make.__name__, make((5,), context_dim=3), (5,), 3
 

@@ -46,6 +46,31 @@ def test_a_stack_is_the_papers_formula_with_explicit_determinants(x64, num_refle
     np.testing.assert_allclose(flow.inverse(params, z)[0], x, atol=1e-9)
 
 
+def test_an_orthogonal_layer_moves_within_the_space_of_its_columns(x64):
+    """The formula of section 3.2.1 with Q = U V' of a singular value decomposition."""
+    n, m = 5, 2
+    flow, x = flows.orthogonal_sylvester((n,), 1, m), normal((6, n))
+    params = random_params(flow.init, x, scale=0.8)
+    raw = np.asarray(params["bias"][0])
+    matrix, diagonal, b = raw[: m * m].reshape(m, m), raw[m * m :][:m], raw[m * m :][m : 2 * m]
+    r = np.triu(matrix, 1) + np.diag(np.tanh(np.diag(matrix)))
+    s = np.tril(matrix, -1).T + np.diag(np.tanh(diagonal))
+    u, _, vt = np.linalg.svd(raw[m * m + 2 * m :].reshape(m, n).T, full_matrices=False)
+    q = u @ vt
+    inner = np.asarray(x) @ q @ s.T + b
+    jacobians = np.eye(n) + q @ r @ ((1 - np.tanh(inner) ** 2)[:, :, None] * (s @ q.T))
+    y, log_det = flow.apply(params, x)
+    np.testing.assert_allclose(y, x + np.tanh(inner) @ r.T @ q.T, rtol=1e-10)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], rtol=1e-9)
+    assert np.abs(y - x).max() > 0.1
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_columns_are_no_more_than_entries(number):
+    with pytest.raises(ValueError, match=rf"from 1 to 4, .* shape \(2, 2\); got {number}"):
+        flows.orthogonal_sylvester((2, 2), 1, number)
+
+
 def test_reflections_are_needed():
     with pytest.raises(ValueError, match="num_reflections must be positive, got 0"):
         flows.householder_sylvester((4,), 1, 0)

@@ -100,6 +100,27 @@ CASES = [
         (4,),
     ),
     Case(
+        "real_nvp-mixing",
+        lambda: flows.real_nvp(
+            (5,), 2, hidden=HIDDEN, mixing=flows.householder((5,), 2, **CONTEXT), **CONTEXT
+        ),
+        (5,),
+        True,
+    ),
+    Case(
+        "real_nvp-mixing-map",
+        lambda: flows.real_nvp(
+            (2, 1, 3),
+            2,
+            hidden=(3,),
+            mask="channel",
+            conditioner=partial(flows.convnet, (2, 1, 3)),
+            mixing=flows.lu((6,)),
+        ),
+        (2, 1, 3),
+        noise=0.2,
+    ),
+    Case(
         "real_nvp-checkerboard",
         lambda: flows.real_nvp((2, 3, 1), 3, hidden=HIDDEN, mask="checkerboard", **CONTEXT),
         (2, 3, 1),
@@ -198,6 +219,12 @@ CASES = [
         "sylvester-householder",
         lambda: flows.householder_sylvester((2, 2), 2, num_reflections=3, **CONTEXT),
         (2, 2),
+        True,
+    ),
+    Case(
+        "sylvester-orthogonal",
+        lambda: flows.orthogonal_sylvester((5,), 2, num_columns=3, **CONTEXT),
+        (5,),
         True,
     ),
     Case(
