@@ -11,7 +11,7 @@ from led_jax.flows.made import made
 from led_jax.flows.masks import channel, checkerboard, random_half
 from led_jax.flows.permutations import permute, reverse
 from led_jax.flows.planar import planar, radial
-from led_jax.flows.supports import probit
+from led_jax.flows.supports import exp, on, probit, sigmoid, simplex, softplus
 from led_jax.flows.sylvester import householder_sylvester, triangular_sylvester
 from led_jax.flows.transformers import (
     Transformer,
@@ -40,6 +40,7 @@ __all__ = [
     "convnet",
     "coupling",
     "deep_sigmoid",
+    "exp",
     "flatten",
     "gate",
     "gated",
@@ -50,6 +51,7 @@ __all__ = [
     "lu",
     "made",
     "mlp",
+    "on",
     "permute",
     "pixelcnn",
     "planar",
@@ -61,7 +63,10 @@ __all__ = [
     "repeat",
     "reverse",
     "scaled",
+    "sigmoid",
     "sigmoid_mixture",
+    "simplex",
+    "softplus",
     "spline",
     "triangular_sylvester",
 ]
