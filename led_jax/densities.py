@@ -388,6 +388,79 @@ def transformed(base: Density, flow: Flow) -> Density:
     return Density(init, log_prob, sample_and_log_prob)
 
 
+@constructor
+def standardised(density: Density, event_ndims: int = 1) -> Density:
+    """The density of x = mean + std u, entry by entry, for u from `density`.
+
+    log p(x) = log p_u((x - mean) / std) - sum_i log std_i. `init` takes mean and standard deviation
+    from the rows of its x, and likewise those of the context's entries, which `density` sees
+    standardised, too. They are constants: training leaves them alone. Where rows are equal, or
+    there is but one, the deviation is 1.
+
+    >>> density = standardised(standard_normal((2,)))
+    >>> params = density.init(jax.random.key(0), jnp.array([[0.0, 7.0], [2.0, 9.0]]))
+    >>> params["x"]["mean"].tolist(), params["x"]["std"].tolist()
+    ([1.0, 8.0], [1.0, 1.0])
+
+    Args:
+      density: density of u, with a context or without.
+      event_ndims: number of event axes.
+
+    Returns:
+      A density whose parameters are `{"density": ..., "x": {"mean", "std"}}`, with "context" as
+      "x" where `init` had a context.
+    """
+
+    def moments(rows: Array, ndims: int) -> dict[str, Array]:
+        axes = tuple(range(rows.ndim - ndims))
+        std = rows.std(axes)
+        largest = jnp.abs(rows).max(axes)
+        return {"mean": rows.mean(axes), "std": jnp.where(std > 1e-6 * largest, std, 1)}
+
+    def read(params: Params, name: str, ndim: int) -> tuple[Array, Array]:
+        own = jax.lax.stop_gradient(params[name])
+        return match_rank(own["mean"], ndim), match_rank(own["std"], ndim)
+
+    def standardise(params: Params, name: str, x: Array) -> Array:
+        mean, std = read(params, name, x.ndim)
+        return ((x - mean) / std).astype(x.dtype)
+
+    def of_context(params: Params, context: Array | None) -> Array | None:
+        if context is None or "context" not in params:
+            return context
+        return standardise(params, "context", as_float("context", context))
+
+    def log_volume(params: Params, dtype: Any) -> Array:
+        return jnp.log(jax.lax.stop_gradient(params["x"]["std"])).sum().astype(dtype)
+
+    def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        x = as_float("x", x)
+        params: dict[str, Any] = {"x": moments(x, event_ndims)}
+        if context is not None:
+            params["context"] = moments(as_float("context", context), 1)
+        u = standardise(params, "x", x)
+        return params | {"density": density.init(key, u, of_context(params, context))}
+
+    def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
+        u = standardise(params, "x", as_float("x", x))
+        scores = density.log_prob(params["density"], u, of_context(params, context))
+        return scores - log_volume(params, scores.dtype)
+
+    def sample_and_log_prob(
+        params: Params,
+        key: Array,
+        sample_shape: tuple[int, ...] = (),
+        context: Array | None = None,
+    ):
+        u, scores = density.sample_and_log_prob(
+            params["density"], key, sample_shape, of_context(params, context)
+        )
+        mean, std = read(params, "x", u.ndim)
+        return (mean + std * u).astype(u.dtype), scores - log_volume(params, scores.dtype)
+
+    return Density(init, log_prob, sample_and_log_prob)
+
+
 def _independent(
     event_shape: tuple[int, ...],
     entry_log_prob: Callable[[Array], Array],

@@ -6,7 +6,7 @@ Everything is written for whole batches. `epochs` is the one loop; `fit` is a `f
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -352,15 +352,29 @@ def _on_devices(
 ) -> RunEpoch:
     """An epoch whose training rows lie whole on every device: one program."""
     data = placement.replicate(rows)
+    run = _once_for_equal(_program, epoch, placement)
+    # Compiles nothing where an equal epoch ran on rows of the same shape before.
+    compiled = run.lower(state, data).compile()
+    return lambda state: compiled(state, data)
 
+
+def _once_for_equal(build: Any, *args: Any) -> Any:
+    """What an `lru_cache` made for equal arguments, whose compiled programs serve again."""
+    try:
+        return build(*args)
+    except TypeError:  # A part of the model or the objective has no hash.
+        return build.__wrapped__(*args)
+
+
+@lru_cache(maxsize=16)
+def _program(epoch: _Epoch, placement: Placement) -> Any:
     @partial(jax.jit, out_shardings=placement.replicated)
     def run(state: TrainState, data: Array) -> tuple[TrainState, Steps]:
         order = epoch_rows(state, len(data), epoch.batch_size)
         order = jax.lax.with_sharding_constraint(order, placement.rows(axis=1))
         return epoch.scan(state, order, lambda batch: data[batch])
 
-    compiled = run.lower(state, data).compile()
-    return lambda state: compiled(state, data)
+    return run
 
 
 def _from_host(
@@ -582,8 +596,17 @@ def _validation(
     if not len(rows):
         return None
     rows = placement.replicate(rows)
-    size = min(batch_size, len(rows))
+    measure = _once_for_equal(_measurement, model, score, min(batch_size, len(rows)), placement)
 
+    def validate(state: TrainState) -> dict[str, float]:
+        means = jax.device_get(measure(state, rows))
+        return {name: float(value) for name, value in means.items()}
+
+    return validate
+
+
+@lru_cache(maxsize=16)
+def _measurement(model: Model, score: ScoreFn, size: int, placement: Placement) -> Any:
     @partial(jax.jit, out_shardings=placement.replicated)
     def measure(state: TrainState, rows: Array) -> dict[str, Array]:
         # Another stream than the steps'.
@@ -602,11 +625,7 @@ def _validation(
             parts.append(batch(jnp.array(whole), rows[whole * size :]))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves).mean(), *parts)
 
-    def validate(state: TrainState) -> dict[str, float]:
-        means = jax.device_get(measure(state, rows))
-        return {name: float(value) for name, value in means.items()}
-
-    return validate
+    return measure
 
 
 def _select(progress: Progress, valid: dict[str, float], select: str) -> Progress:

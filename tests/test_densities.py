@@ -108,6 +108,33 @@ def test_wrong_tails_and_products(wrong, message):
         wrong()
 
 
+def test_standardised_is_the_density_in_the_datas_own_units(x64):
+    rng = np.random.default_rng(0)
+    x = rng.normal([100.0, -3], [20, 0.1], (200, 2))
+    context = rng.normal(1e4, 50, (200, 3))
+    context[:, 1] = 7  # Constant: shifted alone.
+    inner = densities.transformed(densities.standard_normal((2,)), CONDITIONAL["maf"]())
+    density = densities.standardised(inner)
+    params = density.init(KEY, x, context)
+    params |= {"density": randomise(params["density"])}
+    mean, std = x.mean(0), x.std(0)
+    scale = np.array([context[:, 0].std(), 1, context[:, 2].std()])
+    u, c = (x - mean) / std, (context - context.mean(0)) / scale
+    expected = inner.log_prob(params["density"], u, c) - np.log(std).sum()
+    actual, gradient = jax.jit(
+        jax.value_and_grad(lambda params: density.log_prob(params, x, context).mean())
+    )(params)
+    np.testing.assert_allclose(actual, expected.mean(), rtol=1e-9)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((gradient["x"], gradient["context"])))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["density"]))
+    samples, scores = density.sample_and_log_prob(params, KEY, (30,), context[:5])
+    assert samples.shape == (30, 5, 2)
+    np.testing.assert_allclose(scores, density.log_prob(params, samples, context[:5]), rtol=1e-9)
+    one = densities.standardised(densities.standard_normal((2,)))
+    fresh = one.init(KEY, jnp.zeros(2))
+    np.testing.assert_allclose(one.log_prob(fresh, jnp.ones(2)), -1 - math.log(2 * math.pi))
+
+
 FLOWS = {
     "real_nvp": lambda: flows.real_nvp((2,), 3, hidden=(8,)),
     "iaf": lambda: flows.iaf((2,), 2, hidden=(8,), transformer=flows.affine),

@@ -176,17 +176,17 @@ def on(columns: Sequence[int], flow: Flow) -> Flow:
       ValueError: if columns are none, repeated or negative; from the flow's functions, if the
         input has too few entries or `flow` changes their number.
     """
-    columns = np.asarray(columns)
-    is_list = columns.ndim == 1 and columns.size and columns.dtype.kind in "iu"
-    if not is_list or columns.min() < 0 or len(set(columns.tolist())) < len(columns):
-        raise ValueError(f"on: columns must be different integers from 0, got {columns.tolist()}")
+    picked = np.asarray(columns)
+    is_list = picked.ndim == 1 and picked.size and picked.dtype.kind in "iu"
+    if not is_list or picked.min() < 0 or len(set(picked.tolist())) < len(picked):
+        raise ValueError(f"on: columns must be different integers from 0, got {picked.tolist()}")
 
     def select(x: Array) -> Array:
-        if not x.ndim or x.shape[-1] <= columns.max():
+        if not x.ndim or x.shape[-1] <= picked.max():
             raise ValueError(
-                f"on: expected vectors [..., D] with an entry {columns.max()}, got {x.shape}"
+                f"on: expected vectors [..., D] with an entry {picked.max()}, got {x.shape}"
             )
-        return x[..., columns]
+        return x[..., picked]
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
         return flow.init(key, select(x), context)
@@ -199,8 +199,8 @@ def on(columns: Sequence[int], flow: Flow) -> Flow:
                 raise ValueError(
                     f"on: the flow made {new.shape} of {part.shape}; it must keep the shape"
                 )
-            index = len(columns) + np.arange(x.shape[-1])
-            index[columns] = np.arange(len(columns))
+            index = len(picked) + np.arange(x.shape[-1])
+            index[picked] = np.arange(len(picked))
             return jnp.concatenate([new, x], -1)[..., index], log_det
 
         return transform
