@@ -161,6 +161,7 @@ def simplex() -> Flow:
 def on(columns: Sequence[int], flow: Flow) -> Flow:
     """A flow on some entries of vectors `[..., D]`; the others pass unchanged.
 
+    >>> from led_jax.flows import chain
     >>> support = chain(on((0,), exp()), on((1, 2), sigmoid(0.0, 10.0)))
     >>> support.apply(((), ()), jnp.zeros(4))[0].tolist()
     [1.0, 5.0, 5.0, 0.0]
