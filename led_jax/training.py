@@ -6,7 +6,7 @@ Everything is written for whole batches. `epochs` is the one loop; `fit` is a `f
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -379,15 +379,29 @@ RunEpoch = Callable[[TrainState], tuple[TrainState, Steps]]
 def _on_devices(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState) -> RunEpoch:
     """An epoch whose training rows lie whole on every device: one program."""
     data = placement.replicate(rows)
+    run = _once_for_equal(_program, epoch, placement)
+    # Compiles nothing where an equal epoch ran on rows of the same shape before.
+    compiled = run.lower(state, data).compile()
+    return lambda state: compiled(state, data)
 
+
+def _once_for_equal(build: Any, *args: Any) -> Any:
+    """What an `lru_cache` made for equal arguments, whose compiled programs serve again."""
+    try:
+        return build(*args)
+    except TypeError:  # A part of the model or the objective has no hash.
+        return build.__wrapped__(*args)
+
+
+@lru_cache(maxsize=16)
+def _program(epoch: _Epoch, placement: Placement) -> Any:
     @partial(jax.jit, out_shardings=placement.replicated)
     def run(state: TrainState, data: tuple[Array, ...]) -> tuple[TrainState, Steps]:
         order = epoch_rows(state, len(data[0]), epoch.batch_size)
         order = jax.lax.with_sharding_constraint(order, placement.rows(axis=1))
         return epoch.scan(state, order, lambda batch: tuple(a[batch] for a in data))
 
-    compiled = run.lower(state, data).compile()
-    return lambda state: compiled(state, data)
+    return run
 
 
 def _from_host(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState) -> RunEpoch:
@@ -631,8 +645,17 @@ def _validation(
     if not num_rows:
         return None
     rows = placement.replicate(dataset.rows("valid"))
-    size = min(batch_size, num_rows)
+    measure = _once_for_equal(_measurement, model, score, min(batch_size, num_rows), placement)
 
+    def validate(state: TrainState) -> dict[str, float]:
+        means = jax.device_get(measure(state, rows))
+        return {name: float(value) for name, value in means.items()}
+
+    return validate
+
+
+@lru_cache(maxsize=16)
+def _measurement(model: Model, score: ScoreFn, size: int, placement: Placement) -> Any:
     @partial(jax.jit, out_shardings=placement.replicated)
     def measure(state: TrainState, rows: tuple[Array, ...]) -> dict[str, Array]:
         # Another stream than the steps'.
@@ -643,6 +666,7 @@ def _validation(
             x, *context = (a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in rows)
             return score(model, state.eval_params, jax.random.fold_in(key, i), x, *context)
 
+        num_rows = len(rows[0])
         whole = num_rows // size
         batches = tuple(a[: whole * size].reshape(whole, size, *a.shape[1:]) for a in rows)
         parts = jax.lax.map(lambda args: batch(*args), (jnp.arange(whole), batches))
@@ -651,11 +675,7 @@ def _validation(
             parts.append(batch(jnp.array(whole), tuple(a[whole * size :] for a in rows)))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves).mean(), *parts)
 
-    def validate(state: TrainState) -> dict[str, float]:
-        means = jax.device_get(measure(state, rows))
-        return {name: float(value) for name, value in means.items()}
-
-    return validate
+    return measure
 
 
 def _select(progress: Progress, valid: dict[str, float], select: str) -> Progress:

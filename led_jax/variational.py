@@ -6,6 +6,7 @@ Both ways take a density, parameters to start from and a key, and train by `trai
 import math
 import warnings
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +20,8 @@ from led_jax.checks import checked
 from led_jax.data import Dataset
 from led_jax.densities import Density
 from led_jax.numerics import as_float
-from led_jax.objectives import Objective, maximum_likelihood
-from led_jax.training import Progress, adam, fit
+from led_jax.objectives import Objective
+from led_jax.training import Progress, TrainState, adam, fit
 
 Params = Any
 LogDensity = Callable[[Array], Array]
@@ -28,6 +29,9 @@ Callback = Callable[[Progress], object]
 
 _STEPS_AN_EPOCH = 100
 """Steps between records, where there are no rows to pass over."""
+
+_CHOICE_SAMPLES = 4096
+"""Fresh samples of each restart, by which the best is chosen."""
 
 
 class Fit(NamedTuple):
@@ -80,8 +84,14 @@ def to_samples(
     patience: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
     callback: Callback = lambda progress: None,
+    context: Array | np.ndarray | None = None,
 ) -> Fit:
     """Maximum likelihood: minimises KL(p || q) up to the constant entropy of p.
+
+    With a context for each sample, q is the conditional density q(x|c), and samples of (x, c) from
+    a simulator give the posterior of x at every c: neural posterior estimation (Papamakarios and
+    Murray, 2016, https://arxiv.org/abs/1605.06376). `densities.standardised` brings samples and
+    contexts to mean 0 and variance 1 within q.
 
     A part of the samples is held out, and the parameters that score it best are returned: a
     flexible flow fits a few hundred rows far too closely otherwise.
@@ -99,13 +109,15 @@ def to_samples(
       patience: passes without a better held-out score after which it stops; None never does.
       optimizer: any optax transformation; None takes Adam at `learning_rate`.
       callback: called with `training.Progress` after each pass.
+      context: `[n, context_dim]`, one for each sample.
 
     Returns:
       `Fit`; a loss is the batch's mean of -log q. A warning says so where the samples are so far
       from zero, for their spread, that q hardly begins to score them.
 
     Raises:
-      ValueError: if a number is not positive, or samples are not finite.
+      ValueError: if a number is not positive, samples or contexts are not finite, or there are not
+        as many contexts as samples.
     """
     samples = np.asarray(as_float("samples", samples))
     if not samples.ndim:
@@ -117,32 +129,40 @@ def to_samples(
         num_steps=num_steps,
         learning_rate=learning_rate,
     )
-    if not np.isfinite(samples).all():
-        rows = np.flatnonzero(~np.isfinite(samples).reshape(len(samples), -1).all(1))
-        raise ValueError(
-            f"to_samples: expected finite samples, got NaN or infinity in {len(rows)} rows, the "
-            f"first of them row {rows[0]}"
-        )
+    _check_finite("samples", samples)
+    rows = samples.reshape(len(samples), -1)
+    if context is not None:
+        context = np.asarray(as_float("context", context))
+        if context.ndim != 2 or len(context) != len(samples):
+            raise ValueError(
+                f"to_samples: expected a context [{len(samples)}, context_dim], one row for each "
+                f"sample, got {context.shape}"
+            )
+        _check_finite("context", context)
+        rows = np.concatenate([rows, context.astype(rows.dtype)], 1)
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"to_samples: valid_fraction must be in [0, 1), got {valid_fraction}")
     try:
-        jax.eval_shape(density.log_prob, params, samples[:1])
+        some = None if context is None else context[:256]
+        jax.eval_shape(density.log_prob, params, samples[:256], some)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"to_samples: samples or params do not fit the density: {error}"
         ) from error
-    _warn_of_far_samples(density, params, samples)
+    _warn_of_far_samples(density, params, samples, some)
     split_key, fit_key = jax.random.split(key)
-    samples = samples[np.asarray(jax.random.permutation(split_key, len(samples)))]
-    num_valid = int(valid_fraction * len(samples))
-    valid, train = samples[:num_valid], samples[num_valid:]
+    rows = rows[np.asarray(jax.random.permutation(split_key, len(rows)))]
+    num_valid = int(valid_fraction * len(rows))
+    valid, train = rows[:num_valid], rows[num_valid:]
     batch_size = min(batch_size, len(train))
+    log_prob = _LogProb(samples.shape[1:], context is not None)
     return _fit(
         density,
         params,
         fit_key,
         Dataset("samples", train.shape[1:], train, valid, valid[:0], _as_they_are),
-        maximum_likelihood(),
+        _Likelihood(log_prob),
+        score=log_prob,
         num_epochs=max(1, round(num_steps * batch_size / len(train))),
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -163,14 +183,20 @@ def to_log_density(
     batch_size: int = 256,
     learning_rate: float = 3e-3,
     annealing_steps: int = 0,
+    path_gradient: bool = False,
+    num_restarts: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
     callback: Callback = lambda progress: None,
 ) -> Fit:
     """Variational inference: minimises KL(q || p), with gradients through q's samples.
 
+    A second call compiles nothing where density, log_density (the same function), optimizer and
+    all numbers but the learning rate's are those of a call before.
+
     Args:
       density: q, whose `sample_and_log_prob` should be its cheap direction.
-      params: parameters to start from.
+      params: parameters to start from; with restarts those of each along a first axis, as from
+        `jax.vmap(density.init, (0, None))`.
       key: PRNG key of the samples.
       log_density: log p up to a constant, from `[n, *event_shape]` to `[n]`; differentiable.
       num_steps: steps to train, to a whole number of hundreds where there are more than that.
@@ -179,24 +205,23 @@ def to_log_density(
       annealing_steps: steps until log p counts in full; its weight rises linearly from 1/10, so
         that q spreads over separate modes before it fits them (as Rezende and Mohamed, 2015,
         anneal, https://arxiv.org/abs/1505.05770).
+      path_gradient: leave the score of q out of the gradient, which is then that of the samples'
+        paths and has no noise where q is p: "sticking the landing", as `objectives.stl`. The
+        density scores its own samples a second time, which inverts a flow at every step.
+      num_restarts: number of fits, in one program side by side, each with samples and optimizer of
+        its own; the one with the least KL on fresh samples is returned. None takes params as one
+        start.
       optimizer: any optax transformation; None takes Adam at `learning_rate`.
       callback: called with `training.Progress` after every hundred steps.
 
     Returns:
       `Fit`; a loss is the batch's mean of log q - weight log p, after the annealing at least -log Z
-      on average.
+      on average. With restarts the losses are the means over all of them.
 
     Raises:
       ValueError: if a number is not positive (annealing_steps: negative, or not below num_steps),
-        or log_density returns another shape.
+        log_density returns another shape, or params are not those of so many restarts.
     """
-
-    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
-        weight = jnp.minimum(0.1 + 0.9 * step / annealing_steps, 1.0) if annealing_steps else 1.0
-        log_p, log_q = _log_densities(model, params, key, log_density, batch_size)
-        value = (log_q - weight * log_p).mean()
-        return value, {"log_prob": -value}
-
     _check_positive(
         "to_log_density", num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate
     )
@@ -205,20 +230,36 @@ def to_log_density(
             f"to_log_density: annealing_steps must be from 0 to num_steps - 1 = {num_steps - 1}, "
             f"got {annealing_steps}"
         )
+    if num_restarts is not None:
+        _check_positive("to_log_density", num_restarts=num_restarts)
+        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
+        if lengths - {(num_restarts,)}:
+            raise ValueError(
+                f"to_log_density: expected params of {num_restarts} restarts along the first axis, "
+                f"got leaves with {sorted(lengths)}"
+            )
     steps = min(num_steps, _STEPS_AN_EPOCH)
     nothing = np.zeros((steps, 0), np.float32)  # A row without entries is a step.
-    return _fit(
+    fit_key, choice_key = jax.random.split(key)
+    divergence = _Divergence(log_density, batch_size, annealing_steps, path_gradient, num_restarts)
+    result = _fit(
         density,
         params,
-        key,
+        key if num_restarts is None else fit_key,
         Dataset("nothing", (0, 0), nothing, nothing[:0], nothing[:0], _as_they_are),
-        Objective(lambda key, model, params, x: (), loss),
+        divergence,
         num_epochs=round(num_steps / steps),
         batch_size=1,
         learning_rate=learning_rate,
         optimizer=optimizer,
+        num_restarts=num_restarts,
         callback=callback,
     )
+    if num_restarts is None:
+        return result
+    losses = _restart_losses(density, result.params, choice_key, log_density, num_restarts)
+    best = int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
+    return result._replace(params=jax.tree.map(lambda leaf: leaf[best], result.params))
 
 
 @checked
@@ -242,11 +283,37 @@ def evidence(
     """
     if num_samples < 25:
         raise ValueError(f"evidence: num_samples must be 25 or more, got {num_samples}")
+    return evidence_from(log_weights(density, params, key, log_density, num_samples))
+
+
+def log_weights(
+    density: Density, params: Params, key: Array, log_density: LogDensity, num_samples: int
+) -> Array:
+    """Logarithms of importance weights, log p(x) - log q(x) at samples x of q, `[num_samples]`.
+
+    The arguments are those of `evidence`; under `jit` and `vmap` it serves many keys at once.
+    """
     log_p, log_q = _log_densities(density, params, key, log_density, num_samples)
-    log_weights = np.asarray(log_p - log_q, np.float64)
-    log_z = np.logaddexp.reduce(log_weights) - math.log(num_samples)
-    weights = np.exp(log_weights - log_z)
+    return log_p - log_q
+
+
+def evidence_from(log_weights: Array | np.ndarray) -> Evidence:
+    """`evidence` from logarithms of importance weights, log p - log q at samples of q.
+
+    >>> estimate = evidence_from(np.full(50, 3.0))
+    >>> estimate.log_z, estimate.standard_error, estimate.effective_sample_size
+    (3.0, 0.0, 50.0)
+
+    Args:
+      log_weights: `[n]`, as of `log_weights`.
+
+    Raises:
+      ValueError: if there are fewer than 25 weights, or one of them is not a number.
+    """
+    log_weights = np.asarray(log_weights, np.float64)
     k = pareto_k(log_weights)
+    log_z = np.logaddexp.reduce(log_weights) - math.log(len(log_weights))
+    weights = np.exp(log_weights - log_z)
     if not k <= 0.7:
         warnings.warn(
             f"evidence: the importance weights have a Pareto k of {k:.2f}, above 0.7: their tail "
@@ -256,11 +323,50 @@ def evidence(
         )
     return Evidence(
         log_z=float(log_z),
-        standard_error=float(weights.std(ddof=1) / math.sqrt(num_samples)),
+        standard_error=float(weights.std(ddof=1) / math.sqrt(len(weights))),
         elbo=float(log_weights.mean()),
         effective_sample_size=float(weights.sum() ** 2 / (weights**2).sum()),
         pareto_k=k,
     )
+
+
+def resample(
+    density: Density,
+    params: Params,
+    key: Array,
+    log_density: LogDensity,
+    num_samples: int,
+    num_proposals: int = 10_000,
+) -> Array:
+    """Samples of p by importance resampling: samples of q, drawn again by their weights.
+
+    Rubin (1988), sampling importance resampling. In the limit of many proposals the samples are
+    from p itself, not from q; what `evidence` says of the weights says how far that is trusted.
+    Draws are systematic (Kitagawa, 1996): each proposal comes as often as its share of the weights
+    says, rounded up or down, in random order.
+
+    Args:
+      density: q, of which proposals are drawn.
+      params: its parameters.
+      key: PRNG key.
+      log_density: log p up to a constant, from `[n, *event_shape]` to `[n]`.
+      num_samples: number of samples; those above the effective sample size are mostly repeated.
+      num_proposals: number of draws from q.
+
+    Returns:
+      `[num_samples, *event_shape]`.
+
+    Raises:
+      ValueError: if a number is not positive, or log_density returns another shape.
+    """
+    _check_positive("resample", num_samples=num_samples, num_proposals=num_proposals)
+    key, draw_key, order_key = jax.random.split(key, 3)
+    x, log_q = density.sample_and_log_prob(params, key, (num_proposals,))
+    shares = jnp.cumsum(jax.nn.softmax(_checked(log_density, x) - log_q))
+    points = jnp.arange(num_samples) + jax.random.uniform(draw_key)
+    rows = jnp.searchsorted(shares / shares[-1], points / num_samples)
+    rows = jnp.minimum(rows, num_proposals - 1)  # Rounding may take the last point to 1.
+    return x[jax.random.permutation(order_key, rows)]
 
 
 def pareto_k(log_weights: Array | np.ndarray) -> float:
@@ -308,17 +414,105 @@ def _log_densities(
 ) -> tuple[Array, Array]:
     """log p(x) and log q(x) at samples x of q, each `[num_samples]`."""
     x, log_prob = density.sample_and_log_prob(params, key, (num_samples,))
+    return _checked(log_density, x), log_prob
+
+
+def _checked(log_density: LogDensity, x: Array) -> Array:
     target = log_density(x)
-    if jnp.shape(target) != (num_samples,):
+    if jnp.shape(target) != x.shape[:1]:
         raise ValueError(
-            f"log_density: expected {num_samples} values, [{num_samples}], for an x of shape "
+            f"log_density: expected {len(x)} values, [{len(x)}], for an x of shape "
             f"{x.shape}, got {jnp.shape(target)}; sum over the event's axes only"
         )
-    return target, log_prob
+    return target
 
 
 def _as_they_are(key: Array, rows: Array) -> Array:
     return rows
+
+
+class _LogProb(NamedTuple):
+    """log q(x) of rows that hold an event's entries and, if there is one, its context.
+
+    Like `_Divergence` a tuple, which equals another one of equal fields: so `training` finds the
+    program of an earlier call again.
+    """
+
+    event_shape: tuple[int, ...]
+    has_context: bool
+
+    def __call__(self, model: Density, params: Params, key: Array, rows: Array) -> dict[str, Array]:
+        size = math.prod(self.event_shape)
+        x = rows[:, :size].reshape(-1, *self.event_shape)
+        context = rows[:, size:] if self.has_context else None
+        return {"log_prob": model.log_prob(params, x, context)}
+
+
+class _Likelihood(NamedTuple):
+    """-E[log q(x)]."""
+
+    log_prob: _LogProb
+
+    def __call__(
+        self, model: Density, params: Params, own: Params, key: Array, rows: Array, step: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        log_prob = self.log_prob(model, params, key, rows)["log_prob"].mean()
+        return -log_prob, {"log_prob": log_prob}
+
+
+class _Divergence(NamedTuple):
+    """E_q[log q - weight log p], summed over restarts."""
+
+    log_density: LogDensity
+    batch_size: int
+    annealing_steps: int
+    path_gradient: bool
+    num_restarts: int | None
+
+    def __call__(
+        self, model: Density, params: Params, own: Params, key: Array, rows: Array, step: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        weight = 1.0
+        if self.annealing_steps:
+            weight = jnp.minimum(0.1 + 0.9 * step / self.annealing_steps, 1.0)
+
+        def divergence(params: Params, key: Array) -> Array:
+            x, log_q = model.sample_and_log_prob(params, key, (self.batch_size,))
+            if self.path_gradient:
+                log_q = model.log_prob(jax.lax.stop_gradient(params), x)
+            return (log_q - weight * _checked(self.log_density, x)).mean()
+
+        if self.num_restarts is None:
+            value = divergence(params, key)
+            return value, {"log_prob": -value}
+        values = jax.vmap(divergence)(params, jax.random.split(key, self.num_restarts))
+        return values.sum(), {"log_prob": -values.mean()}
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _restart_losses(
+    density: Density, params: Params, key: Array, log_density: LogDensity, num_restarts: int
+) -> Array:
+    """Minus the mean log-weight of each restart, on fresh samples."""
+    keys = jax.random.split(key, num_restarts)
+    return -jax.vmap(
+        lambda params, key: log_weights(density, params, key, log_density, _CHOICE_SAMPLES).mean()
+    )(params, keys)
+
+
+@lru_cache(maxsize=16)
+def _default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    return adam(learning_rate, num_steps)
+
+
+@lru_cache(maxsize=16)
+def _of_each(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer for every entry of the parameters' first axis by itself."""
+    return optax.GradientTransformation(jax.vmap(optimizer.init), jax.vmap(optimizer.update))
+
+
+def _nothing(key: Array, model: Any, params: Params, x: Array) -> Params:
+    return ()
 
 
 def _fit(
@@ -326,48 +520,55 @@ def _fit(
     params: Params,
     key: Array,
     dataset: Dataset,
-    objective: Objective,
+    loss: _Likelihood | _Divergence,
     *,
     num_epochs: int,
     batch_size: int,
     learning_rate: float,
     optimizer: optax.GradientTransformation | None,
+    num_restarts: int | None = None,
+    score: _LogProb | None = None,
     patience: int | None = None,
     callback: Callback,
 ) -> Fit:
     if optimizer is None:
-        optimizer = adam(learning_rate, num_epochs * (len(dataset.train) // batch_size))
+        num_steps = num_epochs * (len(dataset.train) // batch_size)
+        optimizer = _default_optimizer(learning_rate, num_steps)
+    if num_restarts is not None:
+        optimizer = _of_each(optimizer)
     losses = []
 
     def record(progress: Progress) -> None:
         losses.append(-progress.train["log_prob"])
         callback(progress)
 
-    def score(model: Any, params: Params, key: Array, x: Array) -> dict[str, Array]:
-        return {"log_prob": model.log_prob(params, x)}
-
+    params = jax.tree.map(jnp.asarray, params)
+    start = TrainState(params, (), optimizer.init((params, ())), key, jnp.zeros((), jnp.int32))
     progress = fit(
-        density._replace(init=lambda key, x, context=None: params),
+        density,
         optimizer,
         dataset,
         key,
         num_epochs,
-        objective=objective,
+        objective=Objective(_nothing, loss),
         batch_size=batch_size,
-        score=score,
+        score=score or _nothing,  # Unless there are rows to validate on it is not called.
         select="log_prob",
         patience=patience,
         callback=record,
+        resume=Progress(start, start),
     )
     valid = [-r["valid_log_prob"] for r in progress.history]
     return Fit(progress.params, np.array(losses), np.array(valid))
 
 
-def _warn_of_far_samples(density: Density, params: Params, samples: np.ndarray) -> None:
+def _warn_of_far_samples(
+    density: Density, params: Params, samples: np.ndarray, context: np.ndarray | None
+) -> None:
     far = np.abs(samples.mean(0)) > 100 * samples.std(0)
     if not far.any():
         return
-    score = float(jax.jit(density.log_prob)(params, samples[:256]).mean())
+    score = float(jax.jit(density.log_prob)(params, samples[:256], context).mean())
     if score < -100 * samples[0].size:
         warnings.warn(
             f"to_samples: means of up to {np.abs(samples.mean(0)).max():.3g} lie over 100 standard "
@@ -375,6 +576,15 @@ def _warn_of_far_samples(density: Density, params: Params, samples: np.ndarray) 
             "standardise the samples, or let the flow begin with flows.invert(flows.actnorm()) and "
             "initialise it with them",
             stacklevel=4,
+        )
+
+
+def _check_finite(name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        rows = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+        raise ValueError(
+            f"to_samples: expected finite {name}, got NaN or infinity in {len(rows)} rows, the "
+            f"first of them row {rows[0]}"
         )
 
 

@@ -51,6 +51,91 @@ def test_samples_of_bases(base, event_shape):
     assert np.all(other != one)
 
 
+TAILS = {
+    "student_t": (lambda shape: densities.student_t(shape, 2.5), scipy.stats.t(2.5)),
+    "laplace": (densities.laplace, scipy.stats.laplace),
+    "logistic": (densities.logistic, scipy.stats.logistic),
+}
+
+
+@pytest.mark.parametrize(("base", "reference"), TAILS.values(), ids=TAILS)
+def test_bases_with_other_tails(x64, base, reference):
+    density = base((2, 3))
+    sample = jax.jit(density.sample_and_log_prob, static_argnums=(0, 2))
+    x, log_prob = sample((), KEY, (20, 100))
+    assert x.shape == (20, 100, 2, 3) and log_prob.shape == (20, 100)
+    assert scipy.stats.kstest(np.asarray(x).ravel(), reference.cdf).pvalue > 1e-3
+    np.testing.assert_allclose(log_prob, reference.logpdf(x).sum((-1, -2)), rtol=1e-10)
+    # Quadrature, over y of x = sinh(y), which reaches far out.
+    y = jnp.linspace(-30, 30, 20_001)
+    log_density = jax.jit(base((1,)).log_prob)((), jnp.sinh(y)[:, None])
+    total = (np.exp(log_density) * np.cosh(y)).sum() * (y[1] - y[0])
+    np.testing.assert_allclose(total, 1, atol=1e-6)
+
+
+def test_a_product_is_its_parts_side_by_side(x64):
+    flow = flows.iaf((2,), 1, hidden=(4,), context_dim=3)
+    parts = (
+        densities.transformed(densities.logistic((2,)), flow),
+        densities.uniform((1,)),
+        densities.mixture_of_normals((3,), 2),
+    )
+    density = densities.product(parts, (2, 1, 3))
+    params = random_params(density.init, jnp.zeros(6), jnp.zeros(3))
+    context = normal((5, 3))
+    x, log_prob = jax.jit(density.sample_and_log_prob, static_argnums=2)(params, KEY, (4,), context)
+    assert x.shape == (4, 5, 6) and log_prob.shape == (4, 5)
+    pieces = x[..., :2], x[..., 2:3], x[..., 3:]
+    expected = sum(
+        part.log_prob(own, piece, context)
+        for part, own, piece in zip(parts, params, pieces, strict=True)
+    )
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-9)
+    np.testing.assert_allclose(density.log_prob(params, x, context), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: densities.student_t((2,), 0.0), "df must be a positive number, got 0.0"),
+        (lambda: densities.student_t((2,), np.inf), "df must be a positive number, got inf"),
+        (lambda: densities.product((), ()), "got 0 parts and sizes"),
+        (lambda: densities.product((densities.laplace((2,)),), (2, 1)), "got 1 parts and sizes"),
+        (lambda: densities.product((densities.laplace((2,)),), (0,)), r"got 1 parts and sizes \(0"),
+    ],
+)
+def test_wrong_tails_and_products(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+def test_standardised_is_the_density_in_the_datas_own_units(x64):
+    rng = np.random.default_rng(0)
+    x = rng.normal([100.0, -3], [20, 0.1], (200, 2))
+    context = rng.normal(1e4, 50, (200, 3))
+    context[:, 1] = 7  # Constant: shifted alone.
+    inner = densities.transformed(densities.standard_normal((2,)), CONDITIONAL["maf"]())
+    density = densities.standardised(inner)
+    params = density.init(KEY, x, context)
+    params |= {"density": randomise(params["density"])}
+    mean, std = x.mean(0), x.std(0)
+    scale = np.array([context[:, 0].std(), 1, context[:, 2].std()])
+    u, c = (x - mean) / std, (context - context.mean(0)) / scale
+    expected = inner.log_prob(params["density"], u, c) - np.log(std).sum()
+    actual, gradient = jax.jit(
+        jax.value_and_grad(lambda params: density.log_prob(params, x, context).mean())
+    )(params)
+    np.testing.assert_allclose(actual, expected.mean(), rtol=1e-9)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((gradient["x"], gradient["context"])))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["density"]))
+    samples, scores = density.sample_and_log_prob(params, KEY, (30,), context[:5])
+    assert samples.shape == (30, 5, 2)
+    np.testing.assert_allclose(scores, density.log_prob(params, samples, context[:5]), rtol=1e-9)
+    one = densities.standardised(densities.standard_normal((2,)))
+    fresh = one.init(KEY, jnp.zeros(2))
+    np.testing.assert_allclose(one.log_prob(fresh, jnp.ones(2)), -1 - math.log(2 * math.pi))
+
+
 FLOWS = {
     "real_nvp": lambda: flows.real_nvp((2,), 3, hidden=(8,)),
     "iaf": lambda: flows.iaf((2,), 2, hidden=(8,), transformer=flows.affine),
@@ -459,6 +544,12 @@ def test_a_resampled_density_of_a_context_and_a_flow_as_its_base():
 ALL = {
     "normal": (densities.standard_normal((2,)), ()),
     "uniform": (densities.uniform((2,)), ()),
+    "student_t": (densities.student_t((2,), 3.0), ()),
+    "laplace": (densities.laplace((2,)), ()),
+    "product": (
+        densities.product((densities.logistic((1,)), densities.uniform((1,))), (1, 1)),
+        ((), ()),
+    ),
     "mixture": (densities.mixture_of_normals((2,), 3), None),
     "transformed": (
         densities.transformed(densities.standard_normal((2,)), flows.chain(flows.actnorm())),

@@ -11,7 +11,7 @@ from led_jax.flows.made import made
 from led_jax.flows.masks import channel, checkerboard, random_half
 from led_jax.flows.permutations import permute, reverse
 from led_jax.flows.planar import planar, radial
-from led_jax.flows.supports import probit
+from led_jax.flows.supports import exp, on, probit, sigmoid, simplex, softplus
 from led_jax.flows.sylvester import (
     householder_sylvester,
     orthogonal_sylvester,
@@ -44,6 +44,7 @@ __all__ = [
     "convnet",
     "coupling",
     "deep_sigmoid",
+    "exp",
     "flatten",
     "gate",
     "gated",
@@ -54,6 +55,7 @@ __all__ = [
     "lu",
     "made",
     "mlp",
+    "on",
     "orthogonal_sylvester",
     "permute",
     "pixelcnn",
@@ -66,7 +68,10 @@ __all__ = [
     "repeat",
     "reverse",
     "scaled",
+    "sigmoid",
     "sigmoid_mixture",
+    "simplex",
+    "softplus",
     "spline",
     "triangular_sylvester",
 ]

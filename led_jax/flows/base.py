@@ -52,7 +52,10 @@ class Flow(NamedTuple):
         `log_det = log|det df^-1/dy|`.
 
     `x` and `y` are `[..., *event_shape]` with any number of batch axes, zero included; `log_det`
-    is `[...]`; the float dtype of the input is kept.
+    is `[...]`; the float dtype of the input is kept. The x of `init` is an example of the base's
+    events. Base and target events have one shape, except where `simplex` takes D - 1 entries to D
+    that sum to one: there log_det is that of the first D - 1, which is what a density on the
+    simplex is with respect to.
     """
 
     init: InitFn

@@ -202,7 +202,7 @@ class _Bin(NamedTuple):
 
 
 @constructor
-def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
+def spline(num_bins: int = 8, bound: float | None = 5.0, *, periodic: bool = False) -> Transformer:
     """A monotone rational-quadratic spline, with the identity outside its interval.
 
     Durkan et al. (2019), eq. 4 to 8, https://arxiv.org/abs/1906.04032. A bin is no narrower and no
@@ -216,6 +216,9 @@ def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
       bound: the interval is [-bound, bound], and the slope is 1 at its ends, where linear tails
         begin: 3 K - 1 parameters. None gives the box [0, 1] with free slopes at its ends, for
         densities on (0, 1)^D: 3 K + 1 parameters.
+      periodic: a circular spline, for angles, instead: the interval is one turn, its ends have the
+        same slope, and a turn further f(x + turn) = f(x) + turn. 3 K parameters. Rezende et al.
+        (2020), section 2.1, https://arxiv.org/abs/2002.02428.
 
     Raises:
       ValueError: if there are no bins or more than fit in, or the bound is not positive.
@@ -225,16 +228,19 @@ def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
     if bound is not None and not 0 < bound < math.inf:
         raise ValueError(f"spline: bound must be positive, or None for [0, 1], got {bound}")
     low, high = (0.0, 1.0) if bound is None else (-bound, bound)
-    num_params = 3 * num_bins + (1 if bound is None else -1)
+    turn = high - low
+    num_params = 3 * num_bins + (0 if periodic else 1 if bound is None else -1)
 
     def lengths(raw: Array) -> Array:
-        return (high - low) * (_MIN_BIN + (1 - num_bins * _MIN_BIN) * jax.nn.softmax(raw, -2))
+        return turn * (_MIN_BIN + (1 - num_bins * _MIN_BIN) * jax.nn.softmax(raw, -2))
 
     def find_bin(raw: Array, value: Array, *, is_output: bool) -> _Bin:
         widths = lengths(raw[..., :num_bins, :])
         heights = lengths(raw[..., num_bins : 2 * num_bins, :])
         slopes = raw[..., 2 * num_bins :, :]
-        if bound is not None:
+        if periodic:
+            slopes = jnp.concatenate([slopes, slopes[..., :1, :]], -2)
+        elif bound is not None:
             slopes = jnp.pad(slopes, [(0, 0)] * (raw.ndim - 2) + [(1, 1), (0, 0)])
         # Masked sums over the bins, because gathers are slow on a CPU.
         knots = low + jnp.cumsum(heights if is_output else widths, -2)[..., :-1, :]
@@ -255,19 +261,25 @@ def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
             next_slope=_MIN_SLOPE + softplus(here(slopes[..., 1:, :]) + _SLOPE_BIAS),
         )
 
-    def is_inside(value: Array) -> Array:
-        return (value > low) & (value < high)
+    def into_interval(value: Array) -> tuple[Array, Array, Array]:
+        """The point to take the spline at, how far it was moved, and whether to take it at all."""
+        moved, inside = jnp.zeros_like(value), (value > low) & (value < high)
+        if periodic:
+            moved = turn * jnp.floor((value - low) / turn)
+            inside = jnp.ones_like(inside)
+        # Outside, too, the branch not taken must stay finite.
+        return jnp.clip(value - moved, low, high), moved, inside
 
     def apply(raw: Array, x: Array) -> tuple[Array, Array]:
-        inner = jnp.clip(x, low, high)  # Outside, too, the branch not taken must stay finite.
+        inner, moved, inside = into_interval(x)
         bin = find_bin(raw, inner, is_output=False)
         t = jnp.clip((inner - bin.x) / bin.width, 0, 1)
         rise = (bin.chord * t * t + bin.slope * t * (1 - t)) / (bin.chord + bin.bend * t * (1 - t))
-        y = jnp.where(is_inside(x), bin.y + bin.height * rise, x)
-        return y, jnp.where(is_inside(x), bin.log_slope(t), 0)
+        y = jnp.where(inside, bin.y + bin.height * rise + moved, x)
+        return y, jnp.where(inside, bin.log_slope(t), 0)
 
     def solve(raw: Array, y: Array) -> tuple[Array, Array]:
-        inner = jnp.clip(y, low, high)
+        inner, moved, inside = into_interval(y)
         bin = find_bin(raw, inner, is_output=True)
         rise = jnp.clip((inner - bin.y) / bin.height, 0, 1)
         # a t^2 + b t = c in [0, 1], by the form of the root that subtracts nothing for b's sign.
@@ -276,8 +288,8 @@ def spline(num_bins: int = 8, bound: float | None = 5.0) -> Transformer:
         c = bin.chord * rise
         q = jnp.abs(b) + jnp.sqrt(jnp.maximum(b * b + 4 * a * c, 0))
         t = jnp.clip(jnp.where(b >= 0, 2 * c / q, q / (2 * a)), 0, 1)
-        x = jnp.where(is_inside(y), bin.x + bin.width * t, y)
-        return x, jnp.where(is_inside(y), -bin.log_slope(t), 0)
+        x = jnp.where(inside, bin.x + bin.width * t + moved, y)
+        return x, jnp.where(inside, -bin.log_slope(t), 0)
 
     inverse = implicit_inverse(apply, solve)
     return Transformer(num_params, _in_float32(apply), _in_float32(inverse), cheap="both")

@@ -28,6 +28,7 @@ TRANSFORMERS = {
     "rational_quadratic": rational_quadratic,
     "box": BOX,
     "scaled": scaled(0.5),
+    "circular": spline(4, 1.5, periodic=True),
     "deep_sigmoid": deep_sigmoid,
 }
 
@@ -213,6 +214,23 @@ def test_tails_meet_the_spline_smoothly_and_the_boxs_ends_are_free(x64):
     np.testing.assert_allclose(log_det, 0, atol=1e-6)
     _, log_det = jax.jit(BOX.apply)(3 * normal((16, 2)), jnp.array([1e-9, 1 - 1e-9]))
     assert np.all(np.abs(log_det) > 0.01)
+
+
+def test_a_circular_spline_goes_on_after_a_turn_with_the_same_slope(x64):
+    for bound, low in ((2.0, -2.0), (None, 0.0)):
+        transformer, turn = spline(3, bound, periodic=True), 4.0 if bound else 1.0
+        raw = normal((transformer.num_params, 50))
+        x = low + turn * jnp.linspace(0, 1, 50)
+        circle, edges = jax.jit(transformer.apply), jnp.full(50, low)
+        y, log_det = circle(raw, x)
+        for turns in (-7, 1):
+            moved, moved_log_det = circle(raw, x + turns * turn)
+            np.testing.assert_allclose(moved - turns * turn, y, atol=1e-12)
+            np.testing.assert_allclose(moved_log_det, log_det, atol=1e-12)
+        np.testing.assert_allclose(circle(raw, edges)[0], low, atol=1e-12)
+        before, after = (circle(raw, edges + step)[1] for step in (-1e-12, 1e-12))
+        np.testing.assert_allclose(before, after, atol=1e-6)
+        assert np.abs(after).max() > 0.3
 
 
 def test_sigmoid_mixture_is_its_formula(x64):

@@ -24,7 +24,7 @@ class Case(NamedTuple):
     event_shape: tuple[int, ...]
     conditional: bool = False
     noise: float = 0.3  # Scale of the parameters; less for deep stacks, which turn singular.
-    in_unit_cube: bool = False  # Whether the image is (0, 1)^D, where test points are then.
+    in_unit_cube: bool = False  # Whether test points are in (0, 1)^D: the image, or a part of it.
 
 
 def smooth_mlp(**kwargs):
@@ -52,6 +52,12 @@ CASES = [
     Case("reverse-1", lambda: flows.reverse(), (1,)),
     Case("reverse-2", lambda: flows.reverse(), (2,)),
     Case("probit", lambda: flows.probit(), (3,), in_unit_cube=True),
+    Case("sigmoid", lambda: flows.sigmoid(-0.5, 1.5), (3,), in_unit_cube=True),
+    Case("softplus", lambda: flows.softplus(-0.5), (3,), in_unit_cube=True),
+    Case("exp", lambda: flows.exp(), (3,), in_unit_cube=True),
+    # Back again, because there are as many entries then as before.
+    Case("simplex", lambda: flows.chain(flows.simplex(), flows.invert(flows.simplex())), (3,)),
+    Case("on", lambda: flows.on((3, 1, 0), flows.real_nvp((3,), 2, hidden=HIDDEN)), (5,)),
     Case("flatten", lambda: flows.flatten(flows.permute(ODD_MASK.argsort()), (5, 1)), (5, 1)),
     Case(
         "coupling-additive-2",
