@@ -1,0 +1,175 @@
+"""Densities and flows in numpyro models, and numpyro models as log-densities.
+
+Needs numpyro, which the extra `interop` installs; nothing else in led_jax imports it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpyro.distributions as dist
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from numpyro.distributions import constraints, transforms
+from numpyro.infer.util import initialize_model
+
+from led_jax.densities import Density
+from led_jax.flows.base import Flow
+
+Params = Any
+
+
+def to_numpyro(
+    density: Density,
+    params: Params,
+    context: Array | None = None,
+    support: constraints.Constraint | None = None,
+) -> dist.Distribution:
+    """A density as a numpyro distribution, for `numpyro.sample` in any model.
+
+    One that was trained on data is a prior in MCMC then. The parameters are leaves of the
+    distribution's pytree, so that gradients reach them.
+
+    >>> from led_jax import densities
+    >>> prior = to_numpyro(densities.standard_normal((3,)), ())
+    >>> prior.batch_shape, prior.event_shape
+    ((), (3,))
+
+    Args:
+      density: any density.
+      params: its parameters.
+      context: `[..., context_dim]` of a conditional density; `...` is the distribution's batch
+        shape, else `()`.
+      support: where the density is positive, as numpyro constrains MCMC to it; None takes R.
+    """
+    return _Distribution(density, params, context, support)
+
+
+def flow_to_numpyro(
+    flow: Flow, params: Params, codomain: constraints.Constraint | None = None
+) -> transforms.Transform:
+    """A flow on vectors as a numpyro transform, for `dist.TransformedDistribution`.
+
+    >>> from led_jax import flows
+    >>> scale = flow_to_numpyro(flows.exp(), (), constraints.independent(constraints.positive, 1))
+    >>> base = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+    >>> dist.TransformedDistribution(base, scale).log_prob(jnp.ones(2)).shape
+    ()
+
+    Args:
+      flow: maps the transform's domain, real vectors, to its codomain.
+      params: its parameters.
+      codomain: None takes real vectors.
+    """
+    return _Transform(flow, params, codomain or constraints.real_vector)
+
+
+class Posterior(NamedTuple):
+    """A numpyro model given its data, as a density on R^D.
+
+    Attributes:
+      size: D, the number of unconstrained entries of all its latent variables.
+      log_density: `[..., D]` to `[...]`: the log joint density of data and latent variables, with
+        the log-determinants of the maps to their supports, so that its integral is the evidence.
+      constrain: `[..., D]` to the sites by name, `[..., *site_shape]`, deterministic ones included.
+    """
+
+    size: int
+    log_density: Callable[[Array], Array]
+    constrain: Callable[[Array], dict[str, Array]]
+
+
+def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Posterior:
+    """The posterior of a numpyro model, for `variational.to_log_density` and `evidence`.
+
+    >>> import numpyro
+    >>> def model(x): numpyro.sample("x", dist.Normal(numpyro.sample("s", dist.Gamma(2.0))), obs=x)
+    >>> posterior = from_numpyro(jax.random.key(0), model, 1.5)
+    >>> posterior.size, posterior.log_density(jnp.zeros((5, 1))).shape
+    (1, (5,))
+
+    Args:
+      key: PRNG key with which the model is run once, to find its sites.
+      model: a numpyro model; all latent variables continuous.
+      *args: its arguments, the data among them.
+      **kwargs: likewise.
+    """
+    info = initialize_model(key, model, model_args=args, model_kwargs=kwargs)
+    start, unravel = ravel_pytree(info.param_info.z)
+
+    def over_batch(function: Callable[[Array], Any], x: Array) -> Any:
+        for _ in x.shape[:-1]:
+            function = jax.vmap(function)
+        return function(x)
+
+    return Posterior(
+        size=start.size,
+        log_density=lambda x: over_batch(lambda z: -info.potential_fn(unravel(z)), x),
+        constrain=lambda x: over_batch(lambda z: info.postprocess_fn(unravel(z)), x),
+    )
+
+
+class _Distribution(dist.Distribution):
+    pytree_data_fields = ("params", "context")
+    pytree_aux_fields = ("density", "_support")
+
+    def __init__(
+        self,
+        density: Density,
+        params: Params,
+        context: Array | None,
+        support: constraints.Constraint | None,
+    ):
+        self.density, self.params, self.context = density, params, context
+        x, log_prob = jax.eval_shape(self._draw, jax.eval_shape(jax.random.key, 0))
+        event_shape = x.shape[log_prob.ndim :]
+        self._support = support or constraints.independent(constraints.real, len(event_shape))
+        super().__init__(log_prob.shape, event_shape)
+
+    def _draw(self, key: Array, sample_shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
+        return self.density.sample_and_log_prob(self.params, key, sample_shape, self.context)
+
+    @property
+    def support(self) -> constraints.Constraint | None:
+        return self._support
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        return self._draw(key, sample_shape)[0]
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        return self.density.log_prob(self.params, value, self.context)
+
+
+class _Transform(transforms.Transform):
+    def __init__(self, flow: Flow, params: Params, codomain: constraints.Constraint):
+        self.flow, self.params, self._codomain = flow, params, codomain
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        return constraints.real_vector
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        return self._codomain
+
+    def __call__(self, x: Array) -> Array:
+        return self.flow.apply(self.params, x)[0]
+
+    def _inverse(self, y: Array) -> Array:
+        return self.flow.inverse(self.params, y)[0]
+
+    def call_with_intermediates(self, x: Array) -> tuple[Array, Array]:
+        return self.flow.apply(self.params, x)
+
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+        return self.flow.apply(self.params, x)[1] if intermediates is None else intermediates
+
+    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return jax.eval_shape(self, jax.ShapeDtypeStruct(shape, float)).shape
+
+    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return jax.eval_shape(self._inverse, jax.ShapeDtypeStruct(shape, float)).shape
+
+    def tree_flatten(self) -> Any:
+        names = "flow", "_codomain"
+        return (self.params,), (("params",), {name: getattr(self, name) for name in names})

@@ -1,0 +1,113 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from support import KEY, normal, random_params
+
+from led_jax import densities, flows, variational
+
+numpyro = pytest.importorskip("numpyro")
+dist, interop = numpyro.distributions, pytest.importorskip("led_jax.interop")
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+
+@pytest.mark.slow
+def test_a_density_is_a_prior_in_a_numpyro_model():
+    """NUTS under a prior that is a flow-transformed normal with a known posterior."""
+    density = densities.transformed(densities.standard_normal((2,)), flows.chain(flows.actnorm()))
+    params = {
+        "base": (),
+        "flow": ({"log_scale": jnp.log(jnp.array([2.0, 0.5])), "shift": jnp.ones(2)},),
+    }
+
+    def model(params, x):
+        z = numpyro.sample("z", interop.to_numpyro(density, params))
+        numpyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    mcmc = numpyro.infer.MCMC(
+        numpyro.infer.NUTS(model), num_warmup=200, num_samples=1000, progress_bar=False
+    )
+    mcmc.run(KEY, params, jnp.array([3.0, -1.0]))
+    z = np.asarray(mcmc.get_samples()["z"])
+    std = np.array([2.0, 0.5])
+    precision = 1 / std**2 + 1
+    expected = (np.array([2.0, 0.5]) / std**2 + np.array([3.0, -1.0])) / precision
+    np.testing.assert_allclose(z.mean(0), expected, atol=6 * np.sqrt(1 / precision / 500).max())
+    np.testing.assert_allclose(z.std(0), 1 / np.sqrt(precision), rtol=0.15)
+
+
+def test_distributions_have_batch_shapes_gradients_and_supports():
+    flow = flows.chain(flows.iaf((2,), 1, hidden=(4,), context_dim=3), flows.sigmoid(0.0, 2.0))
+    density = densities.transformed(densities.standard_normal((2,)), flow)
+    context = normal((5, 3))
+    params = random_params(density.init, jnp.zeros(2), context[0])
+    support = dist.constraints.independent(dist.constraints.interval(0.0, 2.0), 1)
+
+    @jax.jit
+    @jax.value_and_grad
+    def score(params, x):
+        given = interop.to_numpyro(density, params, context, support)
+        assert given.batch_shape == (5,) and given.event_shape == (2,)
+        return given.log_prob(x).sum()
+
+    given = interop.to_numpyro(density, params, context, support)
+    x = given.sample(KEY, (7,))
+    assert x.shape == (7, 5, 2) and np.all(given.support(x))
+    value, gradient = score(params, x)
+    np.testing.assert_allclose(value, density.log_prob(params, x, context).sum(), rtol=1e-5)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    again = jax.jit(lambda given: given)(given)  # A pytree, as numpyro takes it to be.
+    np.testing.assert_array_equal(again.sample(KEY, (7,)), x)
+
+
+@pytest.mark.parametrize("name", ["iaf", "simplex"])
+def test_a_flow_is_a_transform(name):
+    flow = flows.iaf((2,), 1, hidden=(4,)) if name == "iaf" else flows.simplex()
+    codomain = {"iaf": None, "simplex": dist.constraints.simplex}[name]
+    params = random_params(flow.init, jnp.zeros(2))
+    transform = interop.flow_to_numpyro(flow, params, codomain)
+    base = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+    transformed = dist.TransformedDistribution(base, transform)
+    ours = densities.transformed(densities.standard_normal((2,)), flow)
+    y = jax.jit(transformed.sample, static_argnums=1)(KEY, (6,))
+    assert y.shape == (6, *transformed.event_shape) and np.all(transformed.support(y))
+    expected = ours.log_prob({"base": (), "flow": params}, y)
+    np.testing.assert_allclose(transformed.log_prob(y), expected, rtol=1e-4)
+
+
+def test_the_evidence_of_a_numpyro_model_with_a_constrained_latent():
+    """Poisson counts of a gamma rate: the marginal likelihood has a closed form."""
+    counts = np.array([3, 5, 2, 4])
+
+    def model(counts):
+        rate = numpyro.sample("rate", dist.Gamma(2.0, 0.5))
+        numpyro.deterministic("twice", 2 * rate)
+        numpyro.sample("counts", dist.Poisson(rate), obs=counts)
+
+    posterior = interop.from_numpyro(KEY, model, counts)
+    assert posterior.size == 1
+    density = densities.transformed(densities.standard_normal((1,)), flows.actnorm())
+    params = {"base": (), "flow": {"log_scale": jnp.full(1, -0.9), "shift": jnp.full(1, 3.0)}}
+    weights = jax.jit(variational.log_weights, static_argnums=(0, 3, 4))(
+        density, params, KEY, posterior.log_density, 5000
+    )
+    estimate = variational.evidence_from(weights)
+    expected = (
+        2 * math.log(0.5)
+        + math.lgamma(2 + counts.sum())
+        - math.lgamma(2)
+        - (2 + counts.sum()) * math.log(4.5)
+        - sum(math.lgamma(count + 1) for count in counts)
+    )
+    assert abs(estimate.log_z - expected) < 4 * estimate.standard_error < 0.1
+    x = variational.resample(density, params, KEY, posterior.log_density, 2000)
+    sites = posterior.constrain(x)
+    assert sites["rate"].shape == (2000,)
+    np.testing.assert_allclose(sites["twice"], 2 * sites["rate"], rtol=1e-6)
+    exact = scipy.stats.gamma(2 + counts.sum(), scale=1 / 4.5)
+    np.testing.assert_allclose(sites["rate"].mean(), exact.mean(), rtol=0.03)
+    np.testing.assert_allclose(sites["rate"].std(), exact.std(), rtol=0.08)
