@@ -191,7 +191,7 @@ def to_log_density(
     """Variational inference: minimises KL(q || p), with gradients through q's samples.
 
     A second call compiles nothing where density, log_density (the same function), optimizer and
-    all numbers but the learning rate's are those of a call before.
+    all numbers are those of a call before.
 
     Args:
       density: q, whose `sample_and_log_prob` should be its cheap direction.

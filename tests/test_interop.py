@@ -15,6 +15,7 @@ dist, interop = numpyro.distributions, pytest.importorskip("led_jax.interop")
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
+@pytest.mark.slow
 def test_a_density_is_a_prior_in_a_numpyro_model():
     """NUTS under a prior that is a flow-transformed normal with a known posterior."""
     density = densities.transformed(densities.standard_normal((2,)), flows.chain(flows.actnorm()))
