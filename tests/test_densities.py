@@ -623,7 +623,7 @@ def test_other_numbers_become_the_default_float(name, points):
 @each
 def test_complex_numbers_are_refused(name):
     density, params = made(name)
-    with pytest.raises(ValueError, match="^x: expected real numbers, got complex64$"):
+    with pytest.raises(ValueError, match="x: expected real numbers, got complex64$"):
         density.log_prob(params, jnp.ones((3, 2), jnp.complex64))
 
 
@@ -638,7 +638,7 @@ def test_contexts_come_through_the_same_door():
         log_prob = density.log_prob(params, x, context)
         np.testing.assert_allclose(log_prob, scores, rtol=1e-5)
     for call in (density.sample_and_log_prob, densities.standard_normal((2,)).sample_and_log_prob):
-        with pytest.raises(ValueError, match="^context: expected real numbers, got complex64$"):
+        with pytest.raises(ValueError, match="context: expected real numbers, got complex64$"):
             call(params, KEY, (), np.ones((1, 3), np.complex64))
 
 

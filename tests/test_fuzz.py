@@ -402,7 +402,7 @@ def assert_refused_by_us(error, wrong, what):
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 def test_right_results_or_an_error_that_names_the_argument(whole_tracebacks, data):
     table = targets()
