@@ -115,9 +115,21 @@ def to_command(config: Config) -> str:
 
 def from_command(command: str) -> Config:
     """The configuration of a command line as `to_command` makes it."""
+    return from_flags(shlex.split(command.removeprefix(_PROGRAM)))
+
+
+def from_flags(args: Sequence[str]) -> Config:
+    """The configuration of the flags of a command line.
+
+    Raises:
+      ValueError: if a flag is invalid.
+    """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
-    flag_values(["train", *shlex.split(command.removeprefix(_PROGRAM))])
+    try:
+        flag_values(["train", *args])
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
     return Config(**_given(flag_values))
 
 

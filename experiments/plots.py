@@ -169,6 +169,33 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / n**0.5) if n > 1 else None
 
 
+def grid_lines(
+    path: str | os.PathLike,
+    flag: str,
+    values: Sequence[str],
+    lines: Mapping[str, Sequence[tuple[str, float, float]]],
+) -> None:
+    """Test NLL against the values of a flag, a line for each combination of the other flags.
+
+    Args:
+      path: file to write.
+      flag: its name.
+      values: its values, at equal distances.
+      lines: label -> (value, NLL, standard error over seeds or 0).
+    """
+    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+    for label, points in lines.items():
+        places = [values.index(value) for value, _, _ in points]
+        nlls, errors = ([point[i] for point in points] for i in (1, 2))
+        axes.errorbar(places, nlls, errors, marker="o", capsize=3, label=label)
+    axes.set_xticks(range(len(values)), values)
+    axes.set(xlabel=flag, ylabel="test NLL (nats, lower is better)")
+    axes.grid(alpha=0.3)
+    if any(lines):
+        figure.legend(loc="outside upper center", ncols=2, fontsize="small")
+    _save_figure(path, figure)
+
+
 class Panel(NamedTuple):
     """A density over a part of the plane.
 

@@ -1,15 +1,22 @@
-r"""Trains the cells of a table, and writes the table, beside the paper's numbers where it has some.
+r"""Trains the cells of a grid of flags, or of a table, and writes their table.
 
+    python -m experiments.sweep --grid="prior_depth=0,4,8;prior_transformer=affine,additive" \
+        --seeds=0,1,2 --workdir=DIR
     python -m experiments.sweep --table=1 --columns=mlp_prior,mlp_posterior --data_dir=DIR \
         --workdir=DIR
     python -m experiments.sweep --table=priors --seeds=0,1 --data_dir=DIR --workdir=DIR
 
 Cells already finished in the work directory are not trained again, stopped ones go on. One that
-fails leaves the others to go on; the failed are named at the end, with status 1. Writes
+fails leaves the others to go on; the failed are named at the end, with status 1.
+
+A grid's grid.json, grid.md and grid.png have whatever the directory holds of its cells, so that
+shards (--shard=1/2, --shard=2/2) that share a directory come to one table. A table goes to
 tableN.json (a list of experiments.train's objects), tableN.md, tableN.png and, where the results
-say it, tableN_nats.png, where each model's nats go; or priors.json and so on. What the table there
-already has of other cells stays. The last line on standard output is one JSON object with the list
-as its "results".
+say it, tableN_nats.png, where each model's nats go; or to priors.json and so on. What is there
+already of other cells stays. The last line on standard output is one JSON object with the results.
+
+--executor=local trains --parallel_cells of them at a time in processes of their own; slurm, in an
+array of jobs; --submitit=timeout_min=600,slurm_partition=gpu passes submitit's parameters.
 """
 
 import dataclasses
@@ -17,19 +24,18 @@ import hashlib
 import json
 import math
 import pathlib
+import shlex
 import statistics
-import sys
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import tqdm
 from absl import app, flags
 
-from experiments import distributed, plots
+from experiments import distributed, executors, grid, plots
 from experiments.config import Config
-from experiments.flags import from_command, required_workdir, start
-from experiments.run import run
+from experiments.flags import from_command, required_workdir, start, to_command
 from experiments.signals import Stop, stop_on_signal
 from experiments.workdir import check_path, hold, read_json, write_json
 
@@ -169,6 +175,19 @@ _EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs of every cell; 0: each cell'
 _NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 0, "Importance samples; 0: each cell's own.", 0)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where binarized MNIST is, as experiments.train.")
 flags.DEFINE_string("workdir", "", "Directory of the sweep.")
+_GRID = flags.DEFINE_string(
+    "grid",
+    "",
+    "FLAG=VALUE,VALUE;FLAG=VALUE: every combination of these flags of experiments.train, in place "
+    "of --table. Where a value has commas of its own, | separates the values.",
+)
+_SHARD = flags.DEFINE_string("shard", "1/1", "K/N: only every N-th cell, from the K-th on.")
+_DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Print each cell's command, and train nothing.")
+_EXECUTOR = flags.DEFINE_enum(
+    "executor", "here", ["here", "local", "slurm"], "Who trains: this process, or submitit's jobs."
+)
+_PARALLEL_CELLS = flags.DEFINE_integer("parallel_cells", 1, "Jobs at a time.", 1)
+_SUBMITIT = flags.DEFINE_list("submitit", [], "NAME=VALUE of parameters of submitit's executor.")
 
 
 def sweep(
@@ -176,17 +195,17 @@ def sweep(
     seeds: list[int],
     workdir: pathlib.Path,
     stop: Stop | None = None,
+    execute: executors.Executor = executors.here,
     **overrides: Any,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Trains every cell of a table with every seed.
-
-    A run that fails leaves the others to go on, in one process: several would part company.
 
     Args:
       table: cells by column; a cell that stands in several columns is trained once.
       seeds: seeds of each cell.
       workdir: directory with one run's directory for each cell and seed.
       stop: as in `run`.
+      execute: who trains them.
       **overrides: fields of `Config` to set in every cell.
 
     Returns:
@@ -199,19 +218,13 @@ def sweep(
             for seed in seeds:
                 config = dataclasses.replace(cell.config, seed=seed, **overrides)
                 runs.setdefault(run_name(config), (cell, config, []))[2].append(column)
-    results, failed = [], []
-    for name, (cell, config, columns) in runs.items():
-        tqdm.tqdm.write(f"== {name}", file=sys.stderr)
-        try:
-            result = run(config, workdir / name, stop)
-        except (*distributed.ERRORS, jax.errors.JaxRuntimeError) as error:
-            if jax.process_count() > 1:
-                raise
-            tqdm.tqdm.write(f"error: {distributed.message_of(error)}", file=sys.stderr)
-            failed.append(name)
-        else:
-            results.append(result | {"paper_nll": cell.paper_nll, "columns": columns})
-    return results, failed
+    results, failed = execute(
+        {name: config for name, (_, config, _) in runs.items()}, workdir, stop
+    )
+    return [
+        result | {"paper_nll": runs[name][0].paper_nll, "columns": runs[name][2]}
+        for name, result in results.items()
+    ], failed
 
 
 def run_name(config: Config) -> str:
@@ -298,21 +311,92 @@ def main(argv: list[str]) -> None:
     workdir = required_workdir()
     with distributed.processes(), stop_on_signal("to go on, give the same command again") as stop:
         check_path(workdir)
-        table = _select(_TABLE.value, _COLUMNS.value)
         seeds = _parse_seeds(_SEEDS.value)
         overrides: dict[str, Any] = {"data_dir": _DATA_DIR.value}
         if _EPOCHS.value:
             overrides["epochs"] = _EPOCHS.value
         if _NLL_SAMPLES.value:
             overrides["nll_samples"] = _NLL_SAMPLES.value
-        results, failed = sweep(table, seeds, workdir, stop, **overrides)
-        total = len(results) + len(failed)
-        if jax.process_index() == 0 and results:
-            with hold(workdir, wait=True):  # Another sweep may write its columns.
-                results = _write(_TABLE.value, results, workdir)
-            print(json.dumps({"table": _TABLE.value, "results": results}))
+        execute = _executor()
+        if _GRID.value:
+            total, failed = _sweep_grid(_GRID.value, seeds, workdir, stop, execute, overrides)
+        else:
+            table = _select(_TABLE.value, _COLUMNS.value)
+            results, failed = sweep(table, seeds, workdir, stop, execute, **overrides)
+            total = len(results) + len(failed)
+            if jax.process_index() == 0 and results:
+                with hold(workdir, wait=True):  # Another sweep may write its columns.
+                    results = _write(_TABLE.value, results, workdir)
+                print(json.dumps({"table": _TABLE.value, "results": results}))
         if failed:
             raise ValueError(f"{len(failed)} of {total} runs failed: {', '.join(failed)}")
+
+
+def _executor() -> executors.Executor:
+    """What --executor, --shard and --dry_run name."""
+    first, _, count = _SHARD.value.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise ValueError(f"--shard must be K/N with K from 1 to N, got {_SHARD.value!r}")
+    options: dict[str, Any] = {}
+    for text in _SUBMITIT.value:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--submitit must be NAME=VALUE,NAME=VALUE, got {text!r}")
+        options[name] = int(value) if value.isdecimal() else value
+    execute: executors.Executor = executors.here
+    if _DRY_RUN.value:
+        execute = _print_commands
+    elif _EXECUTOR.value != "here":
+        if jax.process_count() > 1:
+            raise ValueError(f"--executor={_EXECUTOR.value} takes one process, not --num_processes")
+        execute = executors.submitted(_EXECUTOR.value, _PARALLEL_CELLS.value, options)
+
+    def execute_shard(
+        runs: Mapping[str, Config], workdir: pathlib.Path, stop: Stop | None
+    ) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        own = list(runs.items())[int(first) - 1 :: int(count)]
+        return execute(dict(own), workdir, stop)
+
+    return execute_shard
+
+
+def _print_commands(
+    runs: Mapping[str, Config], workdir: pathlib.Path, stop: Stop | None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    for name, config in runs.items():
+        print(f"{to_command(config)} --workdir={shlex.quote(str(workdir / name))}")
+    return {}, []
+
+
+def _sweep_grid(
+    text: str,
+    seeds: list[int],
+    workdir: pathlib.Path,
+    stop: Stop | None,
+    execute: executors.Executor,
+    overrides: Mapping[str, Any],
+) -> tuple[int, list[str]]:
+    """Trains a grid and writes its table; returns the number of its runs here, and the failed."""
+    axes = grid.parse_grid(text)
+    cells = [
+        [dataclasses.replace(config, seed=seed) for seed in seeds]
+        for config in grid.configs(axes, **overrides)
+    ]
+    runs = {run_name(config): config for cell in cells for config in cell}
+    results, failed = execute(runs, workdir, stop)
+    if jax.process_index() == 0 and (results or failed):
+        with hold(workdir, wait=True):  # Another shard may write it.
+            found = [
+                [executors.result_there(config, workdir / run_name(config)) for config in cell]
+                for cell in cells
+            ]
+            rows = grid.summary(axes, found)
+            written = [result for cell in found for result in cell if result is not None]
+            write_json(workdir / "grid.json", {"rows": rows, "results": written})
+            (workdir / "grid.md").write_text(grid.to_markdown(axes, rows))
+            grid.draw(workdir / "grid.png", axes, rows)
+        print(json.dumps({"grid": text, "rows": rows, "results": written}))
+    return len(results) + len(failed), failed
 
 
 def _write(name: str, results: list[dict[str, Any]], workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+from experiments import executors
 from experiments import sweep as sweep_module
 from experiments.config import Config
 from experiments.flags import to_command
@@ -55,7 +56,7 @@ def test_every_cell_has_a_directory_of_its_own(tmp_path, monkeypatch):
         assert directories.setdefault(workdir, config) == config
         return {}
 
-    monkeypatch.setattr(sweep_module, "run", record)
+    monkeypatch.setattr(executors, "run", record)
     for table in TABLES.values():
         sweep(table, [0, 1], tmp_path)
     configs = {
@@ -115,7 +116,7 @@ def test_whatever_a_cell_fails_from_is_one_line(tmp_path, monkeypatch, capsys, e
             return {}
         raise error
 
-    monkeypatch.setattr(sweep_module, "run", run)
+    monkeypatch.setattr(executors, "run", run)
     results, failed = sweep(SMALL, [0], tmp_path)
     assert [result["columns"] for result in results] == [["a"]]
     assert failed == [run_name(SMALL["a"][0].config)]
