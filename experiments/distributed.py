@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -12,6 +13,8 @@ import jax
 from absl import flags
 
 _CONNECT_SECONDS = 60
+
+_OTHERS = " (look for the other processes' errors, too)"
 
 ERRORS = (ValueError, OSError, FloatingPointError)
 """What a run's input, its files or its numbers can cause: a line says it, without a traceback."""
@@ -36,10 +39,11 @@ def processes() -> Iterator[None]:
         _join()
         yield
     except ERRORS as error:
-        _fail(message_of(error))
+        # A collective operation's errors are ValueErrors in some versions of JAX.
+        _fail(message_of(error) + _OTHERS * ("Gloo" in str(error)))
     except jax.errors.JaxRuntimeError as error:
         if jax.distributed.is_initialized():
-            _fail(f"{message_of(error)} (look for the other processes' errors, too)")
+            _fail(message_of(error) + _OTHERS)
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _fail(message_of(error))
@@ -78,7 +82,9 @@ def _join() -> None:
                 f"--process_id must be less than --num_processes={number}, got {index}"
             )
         if index:
-            _wait_for(host, int(port))
+            _arrive(host, int(port), index)
+        else:
+            _gather(int(port), number)
     try:
         jax.distributed.initialize(
             None if coordinator == "auto" else coordinator,
@@ -86,6 +92,7 @@ def _join() -> None:
             index,
             initialization_timeout=_CONNECT_SECONDS,
         )
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX catches it, for a service of its own.
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -93,13 +100,54 @@ def _join() -> None:
         ) from error
 
 
-def _wait_for(host: str, port: int) -> None:
-    """Waits until the coordinator answers: JAX's runtime aborts the process where it does not."""
+# JAX's runtime aborts the process where its port is in use, or another process is not there. So all
+# meet at the port before it starts.
+
+
+def _gather(port: int, number: int) -> None:
+    """Waits, in the first process, until all others are there; tells them to go on."""
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        server = socket.create_server(
+            ("", port), family=family, dualstack_ipv6=family == socket.AF_INET6
+        )
+    except OSError as error:
+        raise ValueError(
+            f"--coordinator: port {port} cannot be had on this machine, where --process_id=0 runs: "
+            f"{error.strerror}. Name another one to all processes"
+        ) from error
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    with server, contextlib.ExitStack() as stack:
+        there: dict[int, socket.socket] = {}
+        while missing := sorted(set(range(1, number)) - there.keys()):
+            server.settimeout(max(deadline - time.monotonic(), 1e-3))
+            try:
+                connection = stack.enter_context(server.accept()[0])
+            except TimeoutError as error:
+                raise ValueError(
+                    f"--process_id={','.join(map(str, missing))} of --num_processes={number} did "
+                    f"not come to --coordinator, port {port} of this machine, within "
+                    f"{_CONNECT_SECONDS} s"
+                ) from error
+            connection.settimeout(1)
+            with contextlib.suppress(OSError):
+                there[int.from_bytes(connection.recv(4), "big")] = connection
+        for connection in there.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(b"!")
+
+
+def _arrive(host: str, port: int, index: int) -> None:
+    """Waits, in another process, until the first one says that all are there."""
     deadline = time.monotonic() + _CONNECT_SECONDS
     while True:
         try:
-            socket.create_connection((host, port), timeout=1).close()
-            return
+            with socket.create_connection((host, port), timeout=1) as connection:
+                connection.settimeout(_CONNECT_SECONDS)
+                connection.sendall(index.to_bytes(4, "big"))
+                if connection.recv(1) == b"!":
+                    return
+                raise ConnectionError("the process there did not wait for this one")
         except OSError as error:
             if time.monotonic() > deadline:
                 raise ValueError(

@@ -148,16 +148,18 @@ def restore(
         return None
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file, expected a directory of checkpoints")
-    paths = _paths(directory)
-    for path in paths:
-        try:
-            record = _read_record(path)
-            _check_format(path, record)
-            _check_model(path, record["meta"], model)
-            _check_fit(path, record["arrays"], like)
-            return Checkpoint(path, _read_trees(path, record, like), record["meta"])
-        except _Damaged as error:
-            _log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
+    paths: list[pathlib.Path] = []
+    while (found := _paths(directory)) != paths:  # A run that goes on replaces what is read.
+        paths = found
+        for path in paths:
+            try:
+                record = _read_record(path)
+                _check_format(path, record)
+                _check_model(path, record["meta"], model)
+                _check_fit(path, record["arrays"], like)
+                return Checkpoint(path, _read_trees(path, record, like), record["meta"])
+            except _Damaged as error:
+                _log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
     if paths:
         raise ValueError(
             f"all {len(paths)} checkpoints in {directory} are damaged; start again in a new "

@@ -146,6 +146,23 @@ def test_a_full_disk_is_an_error_that_names_the_last_good_checkpoint(tmp_path, c
     np.testing.assert_array_equal(found.trees["a"], noise[:9])
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read_gives_way_to_the_new_one(
+    tmp_path, monkeypatch
+):
+    save(tmp_path, (1, state(1)))
+    read_record = checkpoints._read_record
+
+    def read(path):
+        if path.name == "1":  # The run beside us keeps the newest alone.
+            save(tmp_path, (2, state(2)), keep=1)
+        return read_record(path)
+
+    monkeypatch.setattr(checkpoints, "_read_record", read)
+    found = restore(tmp_path)
+    assert found.path.name == "2"
+    assert_trees_equal(found.trees["last"], state(2))
+
+
 def test_no_checkpoint(tmp_path):
     assert restore(tmp_path) is None
     assert restore(tmp_path / "missing") is None

@@ -1,14 +1,17 @@
 """The binaries in several processes, each with a working directory of its own."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from support import free_port
 
+from experiments import distributed
 from experiments.config import Config
 from experiments.flags import to_command
 from experiments.run import run
@@ -75,10 +78,16 @@ def test_two_processes_evaluate_as_they_trained(finished):
     assert "{" not in second.stdout
 
 
-@pytest.mark.parametrize("wrong", [0, 1])
+@pytest.mark.parametrize("wrong", [0, 1, "data"])
 def test_a_process_that_fails_ends_the_other(tmp_path, wrong):
     flags = [[*FLAGS, "--workdir=run"], [*FLAGS, "--workdir=run"]]
-    if wrong == 0:  # Its directory is taken.
+    if wrong == "data":
+        for i, rows in enumerate((np.eye(200, 4), np.ones((200, 4)))):
+            (tmp_path / f"data{i}").mkdir()
+            np.savez(tmp_path / f"data{i}" / "own.npz", train=rows)
+            flags[i] += ["--dataset=own.npz", f"--data_dir={tmp_path / f'data{i}'}"]
+        wrong, message = 1, "process 1 has other data than the first one: --dataset=own.npz has"
+    elif wrong == 0:  # Its directory is taken.
         (tmp_path / "0").mkdir()
         (tmp_path / "0" / "run").write_text("")
         message = "--workdir=run is not a directory"
@@ -93,26 +102,34 @@ def test_a_process_that_fails_ends_the_other(tmp_path, wrong):
     assert not list((tmp_path / "1").iterdir())
 
 
-def test_a_dead_coordinator_is_one_clear_line(tmp_path):
-    code = """
-import sys
-from absl import app
-from experiments import distributed, train
-from experiments.flags import define_flags
-distributed._CONNECT_SECONDS = 2
-define_flags()
-app.run(train.main)
-"""
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        f"--coordinator=localhost:{free_port()}",
-        "--process_id=1",
-        "--num_processes=2",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0 and "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "no connection to --coordinator=localhost:" in errors[0]
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("index", "listens", "message"),
+    [
+        (1, False, "no connection to --coordinator=localhost:PORT within 1 s: "),
+        (1, True, "no connection to --coordinator=localhost:PORT within 1 s: "),
+        (
+            0,
+            False,
+            "--process_id=1,2 of .*=3 did not come to --coordinator, port PORT of",
+        ),
+        (0, True, "--coordinator: port PORT cannot be had on this machine, .* already in use"),
+    ],
+)
+def test_processes_that_cannot_meet_say_so(monkeypatch, index, listens, message):
+    monkeypatch.setattr(distributed, "_CONNECT_SECONDS", 1)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        other.listen() if listens else other.close()
+        with pytest.raises(ValueError, match=message.replace("PORT", str(port))):
+            distributed._arrive("localhost", port, index) if index else distributed._gather(port, 3)
+
+
+def test_processes_meet_whoever_comes_first():
+    port = free_port()
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(distributed._arrive, "localhost", port, i) for i in (1, 2)]
+        time.sleep(0.2)
+        first = pool.submit(distributed._gather, port, 3)
+        for process in (first, *others):
+            process.result(30)
