@@ -53,9 +53,9 @@ def configs(axes: Mapping[str, Sequence[str]], **overrides: Any) -> list[Config]
         config = from_flags([f"--{name}={value}" for name, value in given.items()])
         others = {name: value for name, value in overrides.items() if name not in axes}
         cells.append(dataclasses.replace(config, **others))
-    same = next((a for a, b in itertools.combinations(cells, 2) if a.identity() == b.identity()), 0)
-    if same:
-        raise ValueError(f"--grid has two combinations that are one run, {same.identity()}")
+    for one, other in itertools.combinations(cells, 2):
+        if one.identity() == other.identity():
+            raise ValueError(f"--grid has two combinations that are one run, {one.identity()}")
     return cells
 
 

@@ -146,8 +146,8 @@ def _measured(
     seconds = log["epoch_seconds"]
     test = task.dataset.test
     kl_key, activity_key, matching_key = jax.random.split(stream(task.config, "measures"), 3)
-    active_units = None  # One row has no variance.
-    if len(test) > 1:
+    active_units = None  # One row has no variance, and contexts have one of their own.
+    if len(test) > 1 and context is None:
         activity = estimators.activity(task.led, params, activity_key, jnp.asarray(test))
         active_units = int((activity > _ACTIVE).sum())
     matching = _matching(task, params, matching_key)
@@ -194,6 +194,8 @@ def _mean_kl(led: LED, params: Any, key: Array, rows: Array) -> Array:
 def _matching(task: Task, params: Any, key: Array) -> dict[str, tuple[float | None, float | None]]:
     """Mean and standard error of each part of the KL on the test split."""
     names, test = ("mutual_information", "marginal_kl"), task.dataset.test
+    if task.dataset.context is not None:  # The aggregated posterior of p(x|c) depends on c.
+        return dict.fromkeys(names, (None, None))
     encoding = jax.eval_shape(task.led.encoding, params, jnp.asarray(test[:1], jnp.float32))
     if encoding.context is not None:
         return dict.fromkeys(names, (None, None))

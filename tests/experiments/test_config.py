@@ -336,7 +336,7 @@ def test_a_prior_from_a_run_has_its_flags_on_data_and_model(tmp_path):
     assert config.record() == expected.record()
     assert repr(make_objective(config, 10)) == "prior_only()"
     assert from_command(to_command(config)).record() == config.record()
-    flag_values(["train", f"--prior_from={tmp_path}"])
+    flag_values(["train", f"--prior_from={tmp_path / 'none'}"])
     with mock.patch.object(flags, "FLAGS", flag_values):
         with pytest.raises(ValueError, match="is the directory of no run"):
             config_from_flags(tmp_path / "b")

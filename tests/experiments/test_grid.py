@@ -7,8 +7,9 @@ import sys
 import time
 
 import pytest
+from absl import flags
 
-from experiments import executors, grid
+from experiments import executors, grid, sweep
 from experiments.config import Config
 from experiments.flags import to_command
 from experiments.sweep import run_name
@@ -158,3 +159,25 @@ def test_commands_of_a_grid_make_its_runs():
 
     for config in runs().values():
         assert from_command(to_command(config)) == config
+
+
+def test_two_shards_come_to_one_table_and_name_what_failed(tmp_path, monkeypatch, capsys):
+    results = {}
+
+    def run(config, workdir, stop):
+        if config.learning_rate > 1:
+            raise FloatingPointError("diverged")
+        results[workdir] = {"nll": config.seed + 10 * config.prior_depth}
+        return results[workdir]
+
+    monkeypatch.setattr(executors, "run", run)
+    monkeypatch.setattr(executors, "read_result", lambda config, workdir: results.get(workdir))
+    for shard in ("1/2", "2/2"):
+        flags.FLAGS.unparse_flags()
+        args = ["--grid=prior_depth=0,1;learning_rate=0.1,9", "--seeds=1,3", f"--shard={shard}"]
+        flags.FLAGS(["sweep", f"--workdir={tmp_path}", *args])
+        with pytest.raises(SystemExit):
+            sweep.main(["sweep"])
+        assert "error: 2 of 4 runs failed: prior_depth=0,learning_rate=9" in capsys.readouterr().err
+    rows = [(row["nll"], row["nll_se"], row["seeds"]) for row in table(tmp_path)[0]]
+    assert rows == [(2, 1, 2), (None, None, 0), (12, 1, 2), (None, None, 0)]
