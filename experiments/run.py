@@ -163,7 +163,9 @@ def _measured(
         nll_se=defined(estimate.standard_error),
         nll_monte_carlo_se=defined(estimate.monte_carlo_error),
         nll_bits_per_dim=estimate.nll / math.log(2) / test.shape[1],
-        test_kl=float(_mean_kl(task.led, params, kl_key, jnp.asarray(test))),
+        test_kl=float(
+            _mean_kl(task.led, params, kl_key, jax.device_put(task.dataset.rows("test")))
+        ),
         mutual_information=matching["mutual_information"][0],
         mutual_information_se=matching["mutual_information"][1],
         marginal_kl=matching["marginal_kl"][0],
@@ -180,15 +182,17 @@ def _measured(
 
 
 @partial(jax.jit, static_argnums=0)
-def _mean_kl(led: LED, params: Any, key: Array, rows: Array) -> Array:
-    """E[log q(z|x) - log p(z)] over all rows, with a draw of z for each."""
+def _mean_kl(led: LED, params: Any, key: Array, rows: tuple[Array, ...]) -> Array:
+    """E[log q(z|x) - log p(z)] over what `Dataset.rows` gives, with a draw of z for each row."""
 
-    def kl(number_and_row: tuple[Array, Array]) -> Array:
-        number, row = number_and_row
-        terms = led.elbo(params, jax.random.fold_in(key, number), row.astype(jnp.float32))
+    def kl(number_and_row: tuple[Array, ...]) -> Array:
+        number, x, *context = number_and_row
+        x, *context = (a.astype(jnp.float32) for a in (x, *context))
+        key_of_row = jax.random.fold_in(key, number)
+        terms = led.elbo(params, key_of_row, x, context=context[0] if context else None)
         return terms.log_posterior - terms.log_prior
 
-    return jax.lax.map(kl, (jnp.arange(len(rows)), rows), batch_size=1000).mean()
+    return jax.lax.map(kl, (jnp.arange(len(rows[0])), *rows), batch_size=1000).mean()
 
 
 def _matching(task: Task, params: Any, key: Array) -> dict[str, tuple[float | None, float | None]]:
