@@ -286,7 +286,7 @@ CASES = [
                 npz(train=np.full((999, 4), 3)),
                 "values from 3 to 3, expected whole numbers 0..2",
             ),
-            ("--decoder=logistic", npz(), "--decoder=logistic is no constructor"),
+            ("--decoder=logistics", npz(), "--decoder=logistics is no constructor"),
             (
                 "--decoder=discretized_logistic",
                 npz(train=np.full((99, 2), 0.5)),
