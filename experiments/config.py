@@ -21,7 +21,8 @@ _MASK_HELP = "Masks of nvp; random ones for fully connected layers, the others f
 _OF_THE_MACHINE = ("data_dir", "checkpoint_minutes", "checkpoint_epochs", "checkpoints_kept")
 
 OF_THE_POSTERIOR = (
-    *("dataset", "data_dir", "split", "data_seed", "binarize", "network", "decoder", "weight_norm"),
+    *("dataset", "data_dir", "split", "data_seed", "binarize", "condition"),
+    *("network", "decoder", "weight_norm"),
     *("latent_dim", "latent_shape", "posterior", "posterior_mask", "posterior_depth"),
     *("posterior_hidden", "posterior_transformer", "posterior_context"),
 )

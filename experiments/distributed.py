@@ -146,7 +146,7 @@ def _arrive(host: str, port: int, index: int) -> None:
     deadline = time.monotonic() + _CONNECT_SECONDS
     while True:
         try:
-            with socket.create_connection((host, port), timeout=1) as connection:
+            with socket.create_connection((host.strip("[]"), port), timeout=1) as connection:
                 connection.settimeout(_CONNECT_SECONDS)
                 connection.sendall(index.to_bytes(4, "big"))
                 if connection.recv(1) == b"!":

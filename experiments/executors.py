@@ -68,15 +68,14 @@ def submitted(
         runs: Mapping[str, Config], workdir: pathlib.Path, stop: Stop | None = None
     ) -> tuple[dict[str, dict[str, Any]], list[str]]:
         workdir = workdir.resolve()
-        there = {name: result_there(config, workdir / name) for name, config in runs.items()}
-        finished = {
-            name: result
-            for name, result in there.items()
-            if result and result["nll_samples"] == runs[name].nll_samples
-        }
+        there = {name: finished_there(config, workdir / name) for name, config in runs.items()}
+        finished = {name: result for name, result in there.items() if result}
         executor = submitit.AutoExecutor(workdir / "jobs", cluster=cluster)
         defaults = {"timeout_min": 24 * 60, "slurm_array_parallelism": parallel}
-        executor.update_parameters(name="led_jax", **defaults | dict(options or {}))
+        try:
+            executor.update_parameters(**{"name": "led_jax"} | defaults | dict(options or {}))
+        except (AssertionError, NameError) as error:
+            raise ValueError(f"--submitit: {error}") from error
         jobs: dict[str, Any] = {}
 
         def cancel() -> str:
@@ -99,8 +98,10 @@ def submitted(
             list(pool.map(wait, calls))
         failed = []
         for name, job in jobs.items():
-            if job.exception() is None:
-                finished[name] = job.result()
+            # What is on disk counts: numbers of local jobs come again, and with them old logs.
+            result = finished_there(*calls[name]) if job.exception() is None else None
+            if result is not None:
+                finished[name] = result
             else:
                 tqdm.tqdm.write(f"error: {name} failed: see {job.paths.stderr}", file=sys.stderr)
                 failed.append(name)
@@ -110,12 +111,13 @@ def submitted(
     return execute
 
 
-def result_there(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
+def finished_there(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
     """A run's result, if it is on disk and whole; of another, the run itself says what is wrong."""
     try:
-        return read_result(config, workdir)
+        result = read_result(config, workdir)
     except ValueError:
         return None
+    return result if result and result["nll_samples"] == config.nll_samples else None
 
 
 def submit_array(executor: Any, calls: Sequence[tuple[Config, pathlib.Path]]) -> list[Any]:

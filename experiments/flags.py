@@ -89,12 +89,13 @@ def config_from_flags(workdir: pathlib.Path) -> Config:
       ValueError: if a flag is invalid.
     """
     given = _given(flags.FLAGS)
-    if given.get("data_dir"):  # The run may go on from another directory.
-        given["data_dir"] = str(pathlib.Path(given["data_dir"]).expanduser().resolve())
-    return dataclasses.replace(read_config(workdir) or _config_beside(given), **given)
+    for name in ("data_dir", "prior_from"):
+        if given.get(name):  # The run may go on from another directory.
+            given[name] = str(pathlib.Path(given[name]).expanduser().resolve())
+    return dataclasses.replace(read_config(workdir) or config_beside(given), **given)
 
 
-def _config_beside(given: dict[str, Any]) -> Config:
+def config_beside(given: dict[str, Any]) -> Config:
     """What a new run has where no flag is given: the defaults, or what --prior_from's run has."""
     if not given.get("prior_from"):
         return Config()

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments import plots
 from experiments.config import Config
-from experiments.flags import from_flags
+from experiments.flags import config_beside, from_flags
 
 
 def parse_grid(text: str) -> dict[str, list[str]]:
@@ -51,6 +51,9 @@ def configs(axes: Mapping[str, Sequence[str]], **overrides: Any) -> list[Config]
     for values in itertools.product(*axes.values()):
         given = dict(zip(axes, values, strict=True))
         config = from_flags([f"--{name}={value}" for name, value in given.items()])
+        if config.prior_from:
+            own = {name: getattr(config, name) for name in given}
+            config = dataclasses.replace(config_beside(own), **own)
         others = {name: value for name, value in overrides.items() if name not in axes}
         cells.append(dataclasses.replace(config, **others))
     for one, other in itertools.combinations(cells, 2):

@@ -66,7 +66,7 @@ def _make_decoder(config: Config, x_dim: int) -> Likelihood | Density:
         value = descriptions.make(
             name, **{key: v for key, v in known.items() if key in taken} | arguments
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"--decoder={config.decoder} makes no decoder: {error}") from error
     if isinstance(value, Flow):
         flow = value if _scores(name, arguments) else flows.invert(value)
@@ -123,7 +123,7 @@ def _make_named(flag: str, text: str, kind: type[_T], **defaults: Any) -> _T:
     name, arguments = descriptions.parse(text)
     try:
         value = descriptions.make(name, **defaults | arguments)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"--{flag}={text} makes no {flag}: {error}") from error
     if not isinstance(value, kind):
         raise ValueError(f"--{flag}={text} is no {flag}, but {value!r}")
@@ -238,7 +238,11 @@ def _make(
         context["conditioner"] = functools.partial(flows.convnet, event_shape)
     taken = descriptions.parameters(name)
     known = {key: value for key, value in context.items() if key in taken}
-    return descriptions.make(name, **known | arguments), _scores(name, arguments)
+    try:
+        value = descriptions.make(name, **known | arguments)
+    except TypeError as error:
+        raise ValueError(f"--{part}={getattr(config, part)} makes none: {error}") from error
+    return value, _scores(name, arguments)
 
 
 def _scores(name: str, arguments: dict[str, Any]) -> bool:

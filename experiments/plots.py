@@ -1,5 +1,6 @@
 """Pictures of runs. Every function writes one PNG."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -64,10 +65,11 @@ def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None
     """
     epochs = [record["epoch"] for record in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for name in ("train_elbo", "valid_elbo"):
-        left.plot(epochs, [record[name] for record in history], label=name.replace("_", " "))
+    for name in ("train_elbo", "valid_elbo"):  # Not every objective has the first as a metric.
+        values = [record.get(name, math.nan) for record in history]
+        left.plot(epochs, values, label=name.replace("_", " "))
     settled = [record["valid_elbo"] for record in history[len(history) // 20 :]]
-    top = max(max(settled), history[-1]["train_elbo"])
+    top = max(*settled, history[-1].get("train_elbo", settled[-1]))
     left.set_ylim(min(settled), top + 0.05 * (top - min(settled)) + 1e-3)
     left.set(xlabel="epoch", ylabel="nats", title="evidence lower bound")
     for name in ("log_likelihood", "log_prior", "log_posterior"):

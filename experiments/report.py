@@ -22,6 +22,7 @@ _RUNS = flags.DEFINE_string("runs", "", "Directory that holds the runs, at any d
 
 _PICTURES = ("curves", "samples", "reconstructions")
 _NUMBERS = {"nll": ".2f", "nll_se": ".2f", "test_elbo": ".2f", "valid_elbo": ".2f"}
+_UNITS = "In nats; valid_elbo is of the validation split, the others are of the test split."
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; }
 :root { color-scheme: light dark; }
@@ -57,7 +58,8 @@ def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
     rows = [["run", *varying, *_NUMBERS, "best_epoch", "seconds_train"]]
     for run, result in runs.items():
         flags_ = (str(result.get(name, "")) for name in varying)
-        numbers = (format(result[name], style) for name, style in _NUMBERS.items())
+        measured = ((result.get(name), style) for name, style in _NUMBERS.items())
+        numbers = ("-" if value is None else format(value, style) for value, style in measured)
         seconds = f"{result['seconds_train']:.0f}"
         rows.append([run, *flags_, *numbers, str(result["best_epoch"]), seconds])
     return rows
@@ -66,7 +68,7 @@ def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
 def to_markdown(runs: dict[str, dict[str, Any]], directory: pathlib.Path) -> str:
     """The report, with links to the pictures."""
     header, *rows = table(runs)
-    lines = ["# Runs", "", "NLL and bounds are of the test split, in nats.", ""]
+    lines = ["# Runs", "", _UNITS, ""]
     for row in (header, ["---"] * len(header), *rows):
         lines.append(f"| {' | '.join(entry.replace('|', '/') for entry in row)} |")
     for run, result in runs.items():
@@ -86,7 +88,7 @@ def to_html(runs: dict[str, dict[str, Any]], directory: pathlib.Path) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><title>Runs</title>",
         "<meta name=viewport content='width=device-width'>",
         f"<style>{_STYLE}</style><h1>Runs</h1>",
-        "<p>NLL and bounds are of the test split, in nats.</p>",
+        f"<p>{_UNITS}</p>",
         f"<div><table>{body}</table></div>",
     ]
     for run, result in runs.items():

@@ -21,7 +21,17 @@ from experiments import plots, provenance
 from experiments.config import Config
 from experiments.flags import to_command
 from experiments.signals import Stop, Stopped
-from experiments.trainer import Log, Task, fit, make_placement, make_task, restore, stream
+from experiments.trainer import (
+    CHECKPOINTS,
+    Log,
+    Task,
+    fit,
+    given_parts,
+    make_placement,
+    make_task,
+    restore,
+    stream,
+)
 from experiments.workdir import check_workdir, defined, hold, read_json, write_config, write_json
 from led_jax import estimators, sharding
 from led_jax.data import Dataset
@@ -73,6 +83,8 @@ def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict
             f"process {jax.process_index()} has other data than the first one: --dataset="
             f"{config.dataset} has the SHA-256 {task.fingerprint[:12]}... there"
         )
+    if not (workdir / CHECKPOINTS).exists():
+        given_parts(task)  # What cannot begin is refused before anything is written.
     with hold(workdir) if writes else contextlib.nullcontext(lambda: None) as check_held:
         restored = None
         if writes:
@@ -107,7 +119,8 @@ class Measured(NamedTuple):
 
     The KL of the test split's bound, test_kl, is mutual_information + marginal_kl, with the
     aggregated posterior of that split (`estimators.MarginalMatching`); None where the posterior's
-    flow reads a context, as it would be inverted for each pair of a draw and a row.
+    flow reads a context, as it would be inverted for each pair of a draw and a row, or has no
+    inverse, and for p(x|c). `active_units` is None for p(x|c) and for one row.
     """
 
     model: str
@@ -202,6 +215,10 @@ def _matching(task: Task, params: Any, key: Array) -> dict[str, tuple[float | No
         return dict.fromkeys(names, (None, None))
     encoding = jax.eval_shape(task.led.encoding, params, jnp.asarray(test[:1], jnp.float32))
     if encoding.context is not None:
+        return dict.fromkeys(names, (None, None))
+    try:  # A flow of the user's may have no inverse, and says so.
+        jax.eval_shape(lambda e: task.led.posterior_mixture(params, e)(e.mean), encoding)
+    except ValueError:
         return dict.fromkeys(names, (None, None))
     num_samples = task.config.nll_samples
     draws = estimators.marginal_matching(task.led, params, key, test, num_samples)

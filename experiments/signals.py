@@ -86,11 +86,11 @@ def stop_on_signal(advice: str) -> Iterator[Stop]:
             leaving.join()
 
     # A thread listens: the main one comes to no handler while it compiles or waits for a device.
+    previous_fd = signal.set_wakeup_fd(writer.fileno())
     previous = {
         number: signal.signal(number, lambda number, frame: None)
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    previous_fd = signal.set_wakeup_fd(writer.fileno())
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:

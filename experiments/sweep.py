@@ -37,7 +37,7 @@ from experiments import distributed, executors, grid, plots
 from experiments.config import Config
 from experiments.flags import from_command, required_workdir, start, to_command
 from experiments.signals import Stop, stop_on_signal
-from experiments.workdir import check_path, hold, read_json, write_json
+from experiments.workdir import check_path, hold, read_json, whole, write_json
 
 
 class Cell(NamedTuple):
@@ -319,6 +319,8 @@ def main(argv: list[str]) -> None:
             overrides["nll_samples"] = _NLL_SAMPLES.value
         execute = _executor()
         if _GRID.value:
+            if _COLUMNS.value:
+                raise ValueError("--columns are those of a --table: it does not go with --grid")
             total, failed = _sweep_grid(_GRID.value, seeds, workdir, stop, execute, overrides)
         else:
             table = _select(_TABLE.value, _COLUMNS.value)
@@ -347,7 +349,7 @@ def _executor() -> executors.Executor:
     if _DRY_RUN.value:
         execute = _print_commands
     elif _EXECUTOR.value != "here":
-        if jax.process_count() > 1:
+        if jax.distributed.is_initialized():
             raise ValueError(f"--executor={_EXECUTOR.value} takes one process, not --num_processes")
         execute = executors.submitted(_EXECUTOR.value, _PARALLEL_CELLS.value, options)
 
@@ -364,7 +366,9 @@ def _print_commands(
     runs: Mapping[str, Config], workdir: pathlib.Path, stop: Stop | None
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     for name, config in runs.items():
-        print(f"{to_command(config)} --workdir={shlex.quote(str(workdir / name))}")
+        where = {"data_dir": config.data_dir, "workdir": workdir / name}
+        flags_ = (f"--{flag}={shlex.quote(str(path))}" for flag, path in where.items() if str(path))
+        print(to_command(config), *flags_)
     return {}, []
 
 
@@ -387,13 +391,14 @@ def _sweep_grid(
     if jax.process_index() == 0 and (results or failed):
         with hold(workdir, wait=True):  # Another shard may write it.
             found = [
-                [executors.result_there(config, workdir / run_name(config)) for config in cell]
+                [executors.finished_there(config, workdir / run_name(config)) for config in cell]
                 for cell in cells
             ]
             rows = grid.summary(axes, found)
             written = [result for cell in found for result in cell if result is not None]
             write_json(workdir / "grid.json", {"rows": rows, "results": written})
-            (workdir / "grid.md").write_text(grid.to_markdown(axes, rows))
+            with whole(workdir / "grid.md") as path:
+                path.write_text(grid.to_markdown(axes, rows))
             grid.draw(workdir / "grid.png", axes, rows)
         print(json.dumps({"grid": text, "rows": rows, "results": written}))
     return len(results) + len(failed), failed

@@ -5,7 +5,7 @@ import json
 import pathlib
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +47,6 @@ class Task(NamedTuple):
     optimizer: optax.GradientTransformation
     objective: Objective
     fingerprint: str
-    given: Mapping[str, Any] | None
 
     def state_shape(self) -> TrainState:
         """Shapes and dtypes of the run's states."""
@@ -92,21 +91,7 @@ def make_task(config: Config) -> Task:
         make_optimizer(config, num_steps),
         make_objective(config, num_steps),
         data.fingerprint(dataset),
-        _given(config, led),
     )
-
-
-def _given(config: Config, led: LED) -> dict[str, Any] | None:
-    """The parameters of all but the prior, where they are another run's."""
-    if not config.prior_from:
-        return None
-    there, params = led_jax.load(pathlib.Path(config.prior_from).expanduser())
-    if not isinstance(there, LED) or there._replace(prior=led.prior) != led:
-        raise ValueError(
-            f"--prior_from={config.prior_from} is another model but for its prior: {there!r}; this "
-            f"run's flags make {led!r}"
-        )
-    return led.all_but_prior(params)
 
 
 def make_placement(config: Config) -> Placement:
@@ -230,12 +215,29 @@ def fit(
 
 def _start(task: Task) -> Progress | None:
     """Where a new run starts from if that is not from scratch."""
-    if task.given is None:
+    given = given_parts(task)
+    if given is None:
         return None
     key = jax.random.key(task.config.seed)
-    return training.begin(
-        task.led, task.optimizer, task.dataset, key, task.objective, given=task.given
-    )
+    return training.begin(task.led, task.optimizer, task.dataset, key, task.objective, given=given)
+
+
+def given_parts(task: Task) -> dict[str, Any] | None:
+    """The parameters of all but the prior, where they are another run's.
+
+    Raises:
+      ValueError: if that run's model differs in more than its prior.
+    """
+    config, led = task.config, task.led
+    if not config.prior_from:
+        return None
+    there, params = led_jax.load(pathlib.Path(config.prior_from).expanduser())
+    if not isinstance(there, LED) or there._replace(prior=led.prior) != led:
+        raise ValueError(
+            f"--prior_from={config.prior_from} is another model but for its prior: {there!r}; this "
+            f"run's flags make {led!r}"
+        )
+    return led.all_but_prior(params)
 
 
 def _new_log(task: Task) -> Log:
@@ -302,7 +304,8 @@ def _observer(
             metrics.flush()
             for name, value in record.items():
                 board.add_scalar(name, value, int(record["epoch"]))
-            bar.set_postfix({name: f"{record[name]:.2f}" for name in ("train_elbo", "valid_elbo")})
+            shown = [name for name in ("train_elbo", "valid_elbo") if name in record]
+            bar.set_postfix({name: f"{record[name]:.2f}" for name in shown})
 
         def save(progress: Progress) -> None:
             log["saved_epoch"] = progress.epoch

@@ -239,9 +239,17 @@ def prior_only() -> Objective:
       An objective with the metrics of `elbo`, in nats.
     """
 
-    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
+    def loss(
+        model: Any,
+        params: Params,
+        own: Params,
+        key: Array,
+        x: Array,
+        step: Array,
+        context: Array | None = None,
+    ):
         params = params | jax.lax.stop_gradient(model.all_but_prior(params))
-        terms = jax.tree.map(jnp.mean, model.elbo(params, key, x))
+        terms = jax.tree.map(jnp.mean, model.elbo(params, key, x, context=context))
         return -terms.log_prior, _metrics(terms)
 
     return Objective(_nothing, loss)
@@ -277,11 +285,19 @@ def mmd(weight: float = 1000.0, kl_weight: float = 1.0, bandwidth: float = 1.0) 
     if not bandwidth > 0:
         raise ValueError(f"mmd: bandwidth must be positive, got {bandwidth}")
 
-    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
+    def loss(
+        model: Any,
+        params: Params,
+        own: Params,
+        key: Array,
+        x: Array,
+        step: Array,
+        context: Array | None = None,
+    ):
         if len(x) < 2:
             raise ValueError(f"mmd: expected a batch of two rows or more, got {len(x)}")
         n = len(x)
-        terms, *draws = _terms_and_draws(model, params, key, x)
+        terms, *draws = _terms_and_draws(model, params, key, x, context)
         of_q, of_p = map(_rows, draws)
         # Each draw is at distance 0 from itself: the pairs of different ones are the others.
         within = sum(_kernel(a, a, bandwidth).sum() - n for a in (of_q, of_p)) / (n * (n - 1))
@@ -322,11 +338,21 @@ def adversarial(
     """
     init_critic, critic = pure_of_context(MLP((*hidden, 1)))
 
-    def init(key: Array, model: Any, params: Params, x: Array) -> Params:
-        return init_critic(key, _rows(model.encoding(params, x).mean))
+    def init(
+        key: Array, model: Any, params: Params, x: Array, context: Array | None = None
+    ) -> Params:
+        return init_critic(key, _rows(model.encoding(params, x, context).mean))
 
-    def loss(model: Any, params: Params, own: Params, key: Array, x: Array, step: Array):
-        terms, *draws = _terms_and_draws(model, params, key, x)
+    def loss(
+        model: Any,
+        params: Params,
+        own: Params,
+        key: Array,
+        x: Array,
+        step: Array,
+        context: Array | None = None,
+    ):
+        terms, *draws = _terms_and_draws(model, params, key, x, context)
         of_q, of_p = (critic(own, reverse_gradient(_rows(z), weight)) for z in draws)
         critic_loss = softplus(-of_q).mean() + softplus(of_p).mean()
         metrics = {"critic_loss": critic_loss, "log_ratio": of_q.mean(), **_metrics(terms)}
@@ -393,13 +419,20 @@ def _reparameterised(
     return z, terms
 
 
-def _terms_and_draws(model: LED, params: Params, key: Array, x: Array) -> tuple[Elbo, Array, Array]:
-    """Means of the bound's terms, their z ~ q(z), and as many draws of p(z)."""
+def _terms_and_draws(
+    model: LED, params: Params, key: Array, x: Array, context: Array | None
+) -> tuple[Elbo, Array, Array]:
+    """Means of the bound's terms, their z ~ q(z), and draws of p(z), one a row."""
     posterior_key, prior_key = jax.random.split(key)
-    encoding = model.encoding(params, x)
+    encoding = model.encoding(params, x, context)
     z, log_posterior = model.posterior_sample_and_log_prob(params, posterior_key, encoding)
-    terms = Elbo(model.log_likelihood(params, z, x), model.prior_log_prob(params, z), log_posterior)
-    from_prior, _ = model.prior_sample_and_log_prob(params, prior_key, (len(x),))
+    terms = Elbo(
+        log_likelihood=model.log_likelihood(params, z, x, context),
+        log_prior=model.prior_log_prob(params, z, context),
+        log_posterior=log_posterior,
+    )
+    shape = (len(x),) if context is None else ()
+    from_prior, _ = model.prior_sample_and_log_prob(params, prior_key, shape, context)
     return jax.tree.map(jnp.mean, terms), z, from_prior
 
 

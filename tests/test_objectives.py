@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import KEY, assert_trees_equal, randomise
+from support import KEY, assert_trees_equal, normal, randomise
 from support.linear_gaussian import LED_MODEL, M, T, Truth, data
 
-from led_jax import densities, objectives, priors, training
+from led_jax import LED, decoders, densities, encoders, flows, objectives, priors, training
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -290,3 +290,31 @@ def test_the_prior_alone_is_fitted(x64):
         for leaf in jax.tree.leaves(led.all_but_prior(gradient)):
             np.testing.assert_array_equal(leaf, 0)
         np.testing.assert_allclose(loss, -metrics["log_prior"])
+
+
+OBJECTIVES = [
+    objectives.elbo(),
+    objectives.iwae(2),
+    objectives.dreg(2),
+    objectives.stl(),
+    objectives.prior_only(),
+    objectives.mmd(),
+    objectives.adversarial(hidden=(3,)),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_every_objective_takes_a_context(objective):
+    density = densities.transformed(
+        densities.standard_normal((2,)), flows.real_nvp((2,), 1, hidden=(3,), context_dim=4)
+    )
+    led = LED(encoders.mlp_encoder(2, (3,)), flows.lu((2,)), density, decoders.mlp_decoder(5, (3,)))
+    x, context = (normal((6, 5)) > 0).astype(float), normal((6, 4))
+
+    def loss(key):
+        params = led.init(key, x, context)
+        own = objective.init(key, led, params, x, context)
+        return objective.loss(led, params, own, key, x, jnp.asarray(0), context)
+
+    value, metrics = jax.eval_shape(loss, KEY)
+    assert value.shape == () and {m.shape for m in metrics.values()} == {()}

@@ -92,6 +92,8 @@ def measure(
             f"{directory}: rows binarized afresh every epoch have no aggregated posterior; train "
             "with --binarize=static"
         )
+    if dataset.context is not None:
+        raise ValueError(f"{directory}: the aggregated posterior of p(x|c) depends on c")
     draw_key, image_key, bound_key, covariance_key = jax.random.split(key, 4)
     with tqdm.tqdm(total=num_samples, unit="draw", desc=f"L_prior {config.prior_depth}") as bar:
         terms = estimators.marginal_matching(

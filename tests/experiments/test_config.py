@@ -319,7 +319,9 @@ def test_help_lists_every_flag():
 
 
 def test_a_prior_from_a_run_has_its_flags_on_data_and_model(tmp_path):
-    there = Config(network="resconv", posterior_context=3, prior_depth=2, epochs=7, seed=4)
+    there = Config(
+        network="resconv", condition="labels", posterior_context=3, prior_depth=2, epochs=7, seed=4
+    )
     (tmp_path / "a").mkdir()
     write_config(there, tmp_path / "a")
     flag_values = flags.FlagValues()
@@ -329,6 +331,7 @@ def test_a_prior_from_a_run_has_its_flags_on_data_and_model(tmp_path):
         config = config_from_flags(tmp_path / "b")
     expected = Config(
         network="resconv",
+        condition="labels",
         posterior_context=3,
         prior_from=str(tmp_path / "a"),
         prior="vamp:num_components=9",

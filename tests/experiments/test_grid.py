@@ -13,6 +13,7 @@ from experiments import executors, grid, sweep
 from experiments.config import Config
 from experiments.flags import to_command
 from experiments.sweep import run_name
+from experiments.workdir import write_config
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -117,6 +118,19 @@ def test_shards_with_a_killed_and_diverging_cells_come_to_the_table_of_one_proce
 def runs():
     axes = grid.parse_grid(f"{TINY};learning_rate=0.001,1e30")
     return {run_name(config): config for config in grid.configs(axes)}
+
+
+def test_a_grids_commands_name_the_data_and_take_another_runs_flags(tmp_path, capsys):
+    there = Config(network="resconv", latent_dim=3)
+    write_config(there, tmp_path)
+    cells = grid.configs(grid.parse_grid(f"prior_from={tmp_path};prior=nvp|vamp"), data_dir="D")
+    assert [(c.network, c.latent_dim, c.prior) for c in cells] == [
+        ("resconv", 3, "nvp"),
+        ("resconv", 3, "vamp"),
+    ]
+    sweep._print_commands(dict(zip("ab", cells, strict=True)), tmp_path, None)
+    for line, config in zip(capsys.readouterr().out.splitlines(), cells, strict=True):
+        assert line.startswith(to_command(config)) and " --data_dir=D --workdir=" in line
 
 
 @pytest.mark.slow

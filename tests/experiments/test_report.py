@@ -23,7 +23,12 @@ def test_a_report_has_what_differs_what_was_measured_and_the_pictures(tmp_path):
         run = tmp_path / "runs" / "deep" / f"<{seed}>"
         run.mkdir(parents=True)
         config = Config(seed=seed, prior=prior, nll_samples=seed + 1)
-        result = MEASURED | {"best_epoch": 7, "seconds_train": 3.4, "command": to_command(config)}
+        error = {"nll_se": None} if seed else {}  # Of a single test row.
+        result = (
+            MEASURED
+            | error
+            | {"best_epoch": 7, "seconds_train": 3.4, "command": to_command(config)}
+        )
         (run / "result.json").write_text(json.dumps(config.report() | result))
         plots.image_grid(run / "samples.png", np.full((2, 4, 4), seed), 2)
     done = report("--runs=runs", cwd=tmp_path)
@@ -33,7 +38,7 @@ def test_a_report_has_what_differs_what_was_measured_and_the_pictures(tmp_path):
     header, _, first, second = [line for line in markdown.splitlines() if line.startswith("|")]
     assert header.split(" | ")[1:3] == ["prior", "seed"] and "nll_samples" not in header
     assert first.startswith("| deep/<0> | nvp | 0 | 20.13 | 0.50 | -21.00 | -22.00 | 7 | 3 |")
-    assert second.startswith("| deep/<1> | vamp:num_components=3 | 1 |")
+    assert second.startswith("| deep/<1> | vamp:num_components=3 | 1 | 20.13 | - | -21.00 |")
     page = (tmp_path / "runs" / "report.html").read_text()
     assert "<h2>deep/&lt;1&gt;</h2>" in page and page.count("<tr>") == 3
     embedded = [base64.b64decode(data) for data in re.findall("base64,([^']*)'", page)]
