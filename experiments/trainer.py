@@ -192,7 +192,9 @@ def fit(
                 jax.random.key(config.seed),
                 objective=task.objective,
                 batch_size=config.batch_size,
-                valid_every=max(1, config.num_epochs // 100),
+                valid_every=min(
+                    max(1, config.num_epochs // 100), config.patience or config.num_epochs
+                ),
                 num_epochs=config.num_epochs,
                 patience=config.patience or None,
                 placement=placement,

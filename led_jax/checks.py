@@ -127,8 +127,8 @@ def _check_key(name: str, key: Any) -> None:
 
 def _check_numbers(name: str, params: Any) -> None:
     for leaf in jax.tree.leaves(params):
-        dtype = getattr(leaf, "dtype", type(leaf))
-        if dtype not in (int, float) and not jnp.issubdtype(dtype, jnp.floating):
+        is_number = type(leaf) in (int, float)
+        if not is_number and not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.floating):
             raise TypeError(
                 f"{name}: params must be a tree of arrays of floats, got {reprlib.repr(leaf)} in it"
             )

@@ -316,10 +316,10 @@ def product(parts: Sequence[Density], sizes: Sequence[int]) -> Density:
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
         terms = [
-            part.log_prob(own_params, own, context)
+            widened(part.log_prob(own_params, own, context))
             for part, own_params, own in zip(parts, params, split(x), strict=True)
         ]
-        return functools.reduce(operator.add, terms)
+        return functools.reduce(operator.add, terms).astype(x.dtype)
 
     def sample_and_log_prob(
         params: Params,
@@ -335,7 +335,8 @@ def product(parts: Sequence[Density], sizes: Sequence[int]) -> Density:
             ),
             strict=True,
         )
-        return jnp.concatenate(x, -1), functools.reduce(operator.add, log_probs)
+        x = jnp.concatenate(x, -1)
+        return x, functools.reduce(operator.add, map(widened, log_probs)).astype(x.dtype)
 
     return Density(init, log_prob, sample_and_log_prob)
 
@@ -432,8 +433,8 @@ def standardised(density: Density, event_ndims: int = 1) -> Density:
             return context
         return standardise(params, "context", context)
 
-    def log_volume(params: Params, dtype: Any) -> Array:
-        return jnp.log(jax.lax.stop_gradient(params["x"]["std"])).sum().astype(dtype)
+    def log_volume(params: Params) -> Array:
+        return jnp.log(widened(jax.lax.stop_gradient(params["x"]["std"]))).sum()
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
         params: dict[str, Any] = {"x": moments(x, event_ndims)}
@@ -445,7 +446,7 @@ def standardised(density: Density, event_ndims: int = 1) -> Density:
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
         u = standardise(params, "x", x)
         scores = density.log_prob(params["density"], u, of_context(params, context))
-        return scores - log_volume(params, scores.dtype)
+        return (widened(scores) - log_volume(params)).astype(scores.dtype)
 
     def sample_and_log_prob(
         params: Params,
@@ -457,7 +458,8 @@ def standardised(density: Density, event_ndims: int = 1) -> Density:
             params["density"], key, sample_shape, of_context(params, context)
         )
         mean, std = read(params, "x", u.ndim)
-        return (mean + std * u).astype(u.dtype), scores - log_volume(params, scores.dtype)
+        scores = (widened(scores) - log_volume(params)).astype(scores.dtype)
+        return (mean + std * u).astype(u.dtype), scores
 
     return Density(init, log_prob, sample_and_log_prob)
 
@@ -482,8 +484,9 @@ def resampled(
     Samples are exact. Log-densities have one error in common, that of Z, which is a mean over
     `num_draws` draws S from the base: relative to Z at most sqrt((1 - Z) / (Z S)), and
     `acceptance_rate` measures it. The bits of the parameters choose the draws, which are the same
-    for all x and others after every update, so that descent cannot learn them by heart. A fresh
-    density is its base.
+    for all x and others after every update, so that descent cannot learn them by heart. Z gives
+    gradients to the base through these draws, so none to a mixture's weights. A fresh density is
+    its base.
 
     >>> density = resampled((2,), hidden=(8,))
     >>> params = density.init(jax.random.key(0), jnp.zeros(2))
@@ -494,7 +497,7 @@ def resampled(
       event_shape: shape of an event.
       base: pi; None takes the standard normal.
       hidden: widths of the hidden layers of the network whose sigmoid is a.
-      num_attempts: T, two or more; T - 1 is the most by which p exceeds pi.
+      num_attempts: T, two or more; p is at most T pi.
       num_draws: S. Parameters do not depend on it: score with more than in training.
       context_dim: width of a context that the network reads, for which Z is computed each; None
         ignores one.
@@ -535,7 +538,7 @@ def resampled(
             log_acceptance(params["acceptance"], x, context) + jnp.log(attempts),
             (num_attempts - 1) * jnp.log(refusal),
         )
-        return base.log_prob(params["base"], x, context) + log_ratio.astype(x.dtype)
+        return (widened(base.log_prob(params["base"], x, context)) + log_ratio).astype(x.dtype)
 
     def sample_and_log_prob(
         params: Params,

@@ -125,7 +125,7 @@ def nll(
       ValueError: if x is empty or has values that the decoder does not take, a size is not
         positive, the context has not as many rows as x, or an argument is traced.
     """
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, key, x))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, key, x, context))):
         raise ValueError(
             "nll: params, key and x must be concrete: it runs batch after batch from the host. "
             "Within jit or grad use importance_weighted_bound"
@@ -278,6 +278,7 @@ def _sum_weights(
     return jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))[0]
 
 
+@checked
 def class_log_posterior(
     led: LED,
     params: Params,

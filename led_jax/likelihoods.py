@@ -50,9 +50,17 @@ def check_values(name: str, values: str, x: Array | np.ndarray) -> None:
     Raises:
       ValueError: if x has other values; `name` is the caller's.
     """
-    if values not in ("unit", "scaled_levels") or isinstance(x, Tracer) or not x.size:
+    below, _, number = values.partition(" ")
+    if below not in ("unit", "scaled_levels", "below") or isinstance(x, Tracer) or not x.size:
         return
     values_of_x = np.asarray(x)
+    if below == "below":
+        if not ((values_of_x % 1 == 0) & (values_of_x >= 0) & (values_of_x < int(number))).all():
+            raise ValueError(
+                f"{name}: x must be whole numbers 0..{int(number) - 1}, as its likelihood takes "
+                f"categories, got x from {values_of_x.min()} to {values_of_x.max()}"
+            )
+        return
     low, high = values_of_x.min(), values_of_x.max()
     if not (low >= 0 and high <= 1):
         raise ValueError(
@@ -144,6 +152,7 @@ def learned_gaussian(scale: str = "one") -> Likelihood:
         return jnp.clip(raw[..., 1, :], -7, 7)
 
     def log_prob(raw: Array, x: Array) -> Array:
+        check_raw("learned_gaussian", 2, raw, x)
         return normal_log_prob((x - mean(raw)) * jnp.exp(-log_std(raw))) - log_std(raw)
 
     def sample(key: Array, raw: Array) -> Array:
@@ -175,10 +184,13 @@ def categorical(num_categories: int) -> Likelihood:
         raise ValueError(f"categorical: num_categories must be 2 to 256, got {num_categories}")
 
     def log_prob(raw: Array, x: Array) -> Array:
+        check_raw("categorical", num_categories, raw, x)
+        check_values("categorical", f"below {num_categories}", x)
         log_probs = jax.nn.log_softmax(widened(raw), -2)
         numbers = jnp.arange(num_categories, dtype=log_probs.dtype)[:, None]
         is_x = x[..., None, :].astype(log_probs.dtype) == match_rank(numbers, x.ndim + 1)
-        return jnp.where(is_x, log_probs, 0).sum(-2).astype(raw.dtype)
+        log_prob = jnp.where(is_x, log_probs, 0).sum(-2)
+        return jnp.where(is_x.any(-2), log_prob, -jnp.inf).astype(raw.dtype)
 
     def mean(raw: Array) -> Array:
         probs = jax.nn.softmax(widened(raw), -2)

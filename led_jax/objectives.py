@@ -11,7 +11,7 @@ from led_jax.descriptions import constructor, describe
 from led_jax.model import LED, Elbo
 from led_jax.modules import pure_of_context
 from led_jax.networks import MLP
-from led_jax.numerics import log_mean_exp, reverse_gradient, softplus
+from led_jax.numerics import log_mean_exp, reverse_gradient, softplus, widened
 
 Params = Any
 Schedule = Callable[[Array], Any]
@@ -230,7 +230,8 @@ def prior_only() -> Objective:
     """Fits the prior to a model whose other parts are held fixed: -E[log p(z)] for z ~ q(z).
 
     Up to the entropy of q(z) that is KL(q(z) || p(z)), Huang et al. (2017), eq. 4. Nothing but the
-    prior has a gradient; one that reads the posterior, as a VampPrior does, reads a fixed one.
+    prior has a gradient; one that reads the posterior, as a VampPrior does, reads a fixed one. An
+    optimizer that decays weights would move the others all the same.
 
     >>> prior_only()
     prior_only()
@@ -443,7 +444,10 @@ def _rows(z: Array) -> Array:
 
 def _kernel(a: Array, b: Array, bandwidth: float) -> Array:
     """`mmd`'s kernel for all pairs of rows `[n, D]`, `[n, n]`."""
-    squares = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T
+    a, b = widened(a), widened(b)
+    # Of products in fewer bits no distance would be 0.
+    products = jnp.matmul(a, b.T, precision="highest")
+    squares = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * products
     return jnp.exp(-squares / (2 * bandwidth**2 * a.shape[1]))
 
 

@@ -9,6 +9,7 @@ import optax
 from jax import Array
 
 from led_jax.descriptions import constructor
+from led_jax.numerics import widened
 
 Params = Any
 
@@ -49,7 +50,7 @@ class AveragedState(NamedTuple):
     Attributes:
       inner: the optimizer's own state.
       count: number of updates, an int32 scalar.
-      average: of the parameters, like them.
+      average: of the parameters; those of half precision in float32, where small steps count.
     """
 
     inner: optax.OptState
@@ -68,7 +69,7 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
     >>> state = optimizer.init(jnp.zeros(()))
     >>> _, state = optimizer.update(jnp.array(-3.0), state, jnp.zeros(()))  # To 3,
     >>> _, state = optimizer.update(jnp.array(-3.0), state, jnp.array(3.0))  # and to 6.
-    >>> float(average_of(state, None))
+    >>> float(average_of(state, jnp.zeros(())))
     5.0
 
     Args:
@@ -82,7 +83,8 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
         raise ValueError(f"averaged: decay must be in [0, 1), got {decay}")
 
     def init(params: Params) -> AveragedState:
-        return AveragedState(optimizer.init(params), jnp.zeros((), jnp.int32), params)
+        average = jax.tree.map(widened, params)
+        return AveragedState(optimizer.init(params), jnp.zeros((), jnp.int32), average)
 
     def update(
         updates: Params, state: optax.OptState, params: Params | None = None
@@ -93,7 +95,7 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
         weight = (1 - decay) / (1 - decay**count)
 
         def mix(average: Array, param: Array, update: Array) -> Array:
-            new = param + update.astype(param.dtype)
+            new = widened(param) + widened(update)
             return average + weight.astype(average.dtype) * (new - average)
 
         return updates, AveragedState(
@@ -104,6 +106,10 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
 
 
 def average_of(opt_state: optax.OptState, params: Params) -> Params:
-    """The average that `averaged` keeps in an optimizer's state; else `params`."""
+    """The average that `averaged` keeps in an optimizer's state, in the dtypes of `params`.
+
+    Where no optimizer keeps one, `params` themselves.
+    """
     states = jax.tree.leaves(opt_state, is_leaf=lambda state: isinstance(state, AveragedState))
-    return next((s.average for s in states if isinstance(s, AveragedState)), params)
+    average = next((s.average for s in states if isinstance(s, AveragedState)), params)
+    return jax.tree.map(lambda mean, param: mean.astype(param.dtype), average, params)

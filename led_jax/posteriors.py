@@ -85,7 +85,7 @@ def of_flow(flow: Flow) -> Family:
 
             def log_prob_of_mixture(z: Array) -> Array:
                 base, log_det = flow.inverse(params, z)
-                return log_mixture(base) + log_det
+                return (widened(log_mixture(base)) + widened(log_det)).astype(z.dtype)
 
         else:
 

@@ -379,13 +379,13 @@ RunEpoch = Callable[[TrainState], tuple[TrainState, Steps]]
 def _on_devices(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState) -> RunEpoch:
     """An epoch whose training rows lie whole on every device: one program."""
     data = placement.replicate(rows)
-    run = _once_for_equal(_program, epoch, placement)
+    run = once_for_equal(_program, epoch, placement)
     # Compiles nothing where an equal epoch ran on rows of the same shape before.
     compiled = run.lower(state, data).compile()
     return lambda state: compiled(state, data)
 
 
-def _once_for_equal(build: Any, *args: Any) -> Any:
+def once_for_equal(build: Any, *args: Any) -> Any:
     """What an `lru_cache` made for equal arguments, whose compiled programs serve again."""
     try:
         return build(*args)
@@ -631,6 +631,11 @@ def _check_epochs(
         raise ValueError(f"epochs: valid_every must be 1 or more, got {valid_every}")
     if patience is not None and patience < 1:
         raise ValueError(f"epochs: patience must be 1 or more, or None, got {patience}")
+    if patience is not None and patience < valid_every:
+        raise ValueError(
+            f"epochs: patience={patience} ends training before valid_every={valid_every} epochs "
+            "have been validated once; take a patience of as many or more"
+        )
     if method not in METHODS:
         raise ValueError(f"epochs: method must be one of {', '.join(METHODS)}, got {method!r}")
     if method == "pmap" and on_host:
@@ -645,7 +650,7 @@ def _validation(
     if not num_rows:
         return None
     rows = placement.replicate(dataset.rows("valid"))
-    measure = _once_for_equal(_measurement, model, score, min(batch_size, num_rows), placement)
+    measure = once_for_equal(_measurement, model, score, min(batch_size, num_rows), placement)
 
     def validate(state: TrainState) -> dict[str, float]:
         means = jax.device_get(measure(state, rows))

@@ -55,6 +55,12 @@ def test_categorical_is_a_distribution_over_its_categories(x64):
     draws = likelihood.sample(KEY, jnp.broadcast_to(raw, (4000, *raw.shape)))
     frequencies = (np.asarray(draws)[..., None] == numbers).mean(0).T
     np.testing.assert_allclose(frequencies, mass, atol=4 * 0.5 / np.sqrt(4000))
+    # What is no category has no probability, and is refused where it can be seen.
+    of_7 = jax.jit(likelihood.log_prob)(raw, jnp.full(4, 7.0))
+    assert np.all(of_7 == -np.inf)
+    for wrong in (7, 0.5):
+        with pytest.raises(ValueError, match="x must be whole numbers 0..4, .* got x from"):
+            likelihood.log_prob(raw, jnp.full(4, wrong))
     with pytest.raises(ValueError, match="num_categories must be 2 to 256, got 1"):
         likelihoods.categorical(1)
 

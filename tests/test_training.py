@@ -575,6 +575,7 @@ def test_parameters_averaged_over_time_are_validated_and_kept():
         ({"batch_size": 0}, "batch_size must be from 1 to the 4 training rows, got 0"),
         ({"patience": 0}, "patience must be 1 or more, or None, got 0"),
         ({"valid_every": 0}, "valid_every must be 1 or more, got 0"),
+        ({"valid_every": 3, "patience": 2}, "patience=2 ends training before valid_every=3"),
         ({"method": "pjit"}, "method must be one of jit, pmap, got 'pjit'"),
         ({"method": "pmap", "on_host": True}, "method='pmap' needs the data on the devices"),
         ({"select": "bound"}, "select='bound' is none of the scores elbo, "),

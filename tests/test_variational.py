@@ -219,6 +219,16 @@ def standard_target(x):
     return -0.5 * (x**2).sum(-1)
 
 
+def test_a_restart_that_diverges_does_not_hold_up_the_others():
+    start = jax.vmap(lambda key: PLANE.init(key, jnp.zeros(2)))(jax.random.split(KEY, 2))
+    start = jax.tree.map(lambda leaf: leaf.at[1].set(1000.0), start)  # A scale of e^1000.
+    fit = variational.to_log_density(
+        PLANE, start, KEY, standard_target, num_steps=200, num_restarts=2
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fit.params))
+    assert np.isfinite(fit.losses).all()
+
+
 def test_of_several_restarts_each_has_an_optimizer_of_its_own_and_the_best_is_kept():
     """The far start's gradient is the largest by far: clipped together the near one would stay."""
     start = jax.tree.map(

@@ -128,7 +128,7 @@ def reflect(vectors: Array, x: Array, reverse: bool = False) -> Array:
 
 def times(matrix: Array, x: Array) -> Array:
     """Matrices `[..., D, D]` times vectors `[..., D]`, whose batch axes broadcast."""
-    return jnp.einsum("...ij,...j->...i", matrix, x)
+    return jnp.einsum("...ij,...j->...i", matrix, x, precision="highest")
 
 
 def with_diagonal(matrix: Array, diagonal: Array) -> Array:

@@ -152,7 +152,11 @@ def simplex() -> Flow:
         log_y = jnp.log(wide)
         counts = log_counts(y.shape[-1] - 1, y.ndim).astype(wide.dtype)
         x = log_y[..., :-1] - jnp.log(left) + counts
-        return x.astype(y.dtype), -log_y.sum(-1).astype(y.dtype)
+        # A density is zero outside; sums may have been rounded.
+        tolerance = max(1e-3, 8 * y.shape[-1] * float(jnp.finfo(y.dtype).eps))
+        is_outside = (y < 0).any(-1) | (jnp.abs(widened(y).sum(-1) - 1) > tolerance)
+        log_det = jnp.where(is_outside, -jnp.inf, -log_y.sum(-1))
+        return x.astype(y.dtype), log_det.astype(y.dtype)
 
     return Flow(lambda key, x, context=None: (), apply, inverse)
 
@@ -224,7 +228,10 @@ def _elementwise(from_line: Elementwise, to_line: Elementwise, low: float, high:
 
     def inverse(params: Params, y: Array, context: Array | None = None):
         x, log_slope = to_line(widened(_inside(y, low, high)))
-        return x.astype(y.dtype), -log_slope.sum(-1).astype(y.dtype)
+        # A density is zero outside; on the border y may have been rounded.
+        is_outside = ((y < low) | (y > high)).any(-1)
+        log_det = jnp.where(is_outside, -jnp.inf, -log_slope.sum(-1))
+        return x.astype(y.dtype), log_det.astype(y.dtype)
 
     return Flow(lambda key, x, context=None: (), apply, inverse)
 

@@ -164,8 +164,9 @@ def _columns(number: int) -> _Frame:
         rows = raw * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(raw.dtype).tiny))
 
         def step(rows: Array, _: None) -> tuple[Array, None]:
-            products = jnp.einsum("...id,...jd->...ij", rows, rows)
-            return 1.5 * rows - 0.5 * jnp.einsum("...ij,...jd->...id", products, rows), None
+            products = jnp.einsum("...id,...jd->...ij", rows, rows, precision="highest")
+            third = jnp.einsum("...ij,...jd->...id", products, rows, precision="highest")
+            return 1.5 * rows - 0.5 * third, None
 
         rows, _ = jax.lax.scan(step, rows, None, _ORTHONORMAL_STEPS)
         return lambda x: times(rows, x), lambda v: times(jnp.swapaxes(rows, -1, -2), v)

@@ -180,8 +180,8 @@ def test_bad_maps(make):
     for shape in ((4, 2), (4, 0, 1)):
         with pytest.raises(ValueError, match=r"event_shape must be \(H, W, C\), got \(4, "):
             make(shape)
-    for context_dim in (5, 0):
-        with pytest.raises(ValueError, match=f"must be a multiple of 4, got {context_dim}"):
+    for context_dim, asked in ((5, "a multiple of 4"), (0, "1 or more")):
+        with pytest.raises(ValueError, match=f"must be {asked}, got {context_dim}"):
             make((2, 2, 3), context_dim=context_dim)
     with pytest.raises(ValueError, match=r"events \(2, 2, 1\), so .* \[\.\.\., 4\], got \(3, 5\)"):
         make((2, 2, 1))(2, 5).init(KEY, normal((3, 5)))

@@ -39,6 +39,21 @@ SUPPORTS = {
 each_support = pytest.mark.parametrize(("flow", "low", "high"), SUPPORTS.values(), ids=SUPPORTS)
 
 
+def test_a_density_is_zero_outside_of_its_support():
+    for flow, outside in (
+        (flows.exp(), [-3.0]),
+        (flows.sigmoid(), [7.0]),
+        (flows.probit(), [-0.1]),
+        (flows.simplex(), [1.0, 1.0]),
+        (flows.simplex(), [-0.5, 1.5]),
+    ):
+        density = densities.transformed(densities.logistic((1,)), flow)
+        params = {"base": (), "flow": ()}
+        assert density.log_prob(params, jnp.array(outside)) == -np.inf
+        inside = flow.apply((), jnp.array([0.3]))[0]
+        assert np.isfinite(density.log_prob(params, inside))
+
+
 @each_support
 @pytest.mark.parametrize("dtype", FAR)
 def test_log_dets_at_the_border_and_far_out(x64, flow, low, high, dtype):
