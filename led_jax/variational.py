@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.core import Tracer
 from scipy.special import logsumexp
 
 from led_jax.checks import checked
@@ -366,7 +367,7 @@ def resample(
     key, draw_key, order_key = jax.random.split(key, 3)
     x, log_q = density.sample_and_log_prob(params, key, (num_proposals,))
     log_weights = _checked(log_density, x) - log_q
-    if not isinstance(log_weights, jax.core.Tracer) and not bool((log_weights < jnp.inf).all()):
+    if not isinstance(log_weights, Tracer) and not bool((log_weights < jnp.inf).all()):
         raise ValueError("resample: expected log-weights, log p - log q, none NaN or +inf")
     shares = jnp.cumsum(jax.nn.softmax(log_weights))
     points = jnp.arange(num_samples) + jax.random.uniform(draw_key)

@@ -13,6 +13,8 @@ import pytest
 
 import led_jax
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/guide.md", "docs/extending.md"]
 
