@@ -225,7 +225,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="depth must be 0 or more, got -2"):
         flows.iaf((3,), -2)
     for hidden in ((), (0, 4)):
-        with pytest.raises(ValueError, match="expected one or more positive widths, got hidden="):
+        with pytest.raises(ValueError, match="hidden must be .* of 1 or more|widths, got hidden="):
             flows.iaf((3,), 2, hidden=hidden)
 
 
