@@ -167,7 +167,7 @@ def test_resampling_by_weights_gives_the_target():
     rows, counts = np.unique(few, axis=0, return_counts=True)
     weights = np.exp(-np.asarray(base.log_prob(params, rows), np.float64))
     np.testing.assert_allclose(counts, 5000 * weights / weights.sum(), atol=2)
-    with pytest.raises(ValueError, match="num_samples must be positive, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be positive and finite, got 0"):
         variational.resample(base, params, KEY, target, 0)
 
 
@@ -463,4 +463,4 @@ def test_samples_far_from_zero_are_said_to_be_far():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="to_samples: means of up to 1e[+]04.*standardise"):
             variational.to_samples(density, params, KEY, samples, num_steps=1)
-        variational._warn_of_far_samples(density, fits, samples.astype(np.float32))
+        variational._warn_of_far_samples(density, fits, samples.astype(np.float32), None)
