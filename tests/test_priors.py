@@ -7,7 +7,7 @@ import scipy.stats
 from support import KEY, assert_trees_equal, normal, random_params, randomise
 from support.linear_gaussian import LED_MODEL, Truth, data
 
-from led_jax import LED, decoders, densities, encoders, flows, load, priors, save
+from led_jax import LED, decoders, densities, encoders, flows, likelihoods, load, priors, save
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
@@ -18,7 +18,7 @@ def vamp_led():
         encoders.mlp_encoder(2, (5,), context_dim=3),
         flows.real_nvp((2,), 2, hidden=(5,), context_dim=3),
         priors.vamp(3),
-        decoders.mlp_decoder(4, (5,)),
+        decoders.mlp_decoder(4, (5,), likelihood=likelihoods.gaussian(1.0)),
     )
 
 
