@@ -12,9 +12,18 @@ from support.cases import CASES, CONTEXT_DIM, Case, build, smooth_made, smooth_m
 
 from led_jax import flows
 
+# Of the other cases the tests are slow: altogether they take minutes.
+QUICK = ("coupling-affine-5", "autoregressive-2")
+
 
 def parametrize_cases(cases):
-    return pytest.mark.parametrize("case", list(cases), ids=lambda case: case.name)
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(case, id=case.name, marks=() if case.name in QUICK else pytest.mark.slow)
+            for case in cases
+        ],
+    )
 
 
 every_case = parametrize_cases(CASES)
