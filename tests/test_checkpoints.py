@@ -91,6 +91,7 @@ def test_any_leaves_survive(tmp_path, tree):
     assert_trees_equal(checkpoints.restore(tmp_path, {"last": tree}).trees["last"], tree)
 
 
+@pytest.mark.slow
 def test_going_on_equals_never_having_stopped(tmp_path):
     """A progress is written and read between two epochs."""
     x = data(20).astype(np.float32)

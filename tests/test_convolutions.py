@@ -38,6 +38,7 @@ def interpolate(x):
 
 
 # Fewer outputs than inputs, and far fewer, are computed other ways.
+@pytest.mark.slow
 @pytest.mark.parametrize("stride,channels,features", [(1, 2, 3), (1, 3, 2), (1, 16, 2), (2, 8, 2)])
 def test_convolution_and_its_gradient(x64, stride, channels, features):
     x, kernel = normal((2, 5, 6, channels)), normal((3, 2, channels, features), seed=2)
@@ -59,6 +60,7 @@ def test_convolution_and_its_gradient(x64, stride, channels, features):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend,batch", [("cpu", ()), ("cpu", (2, 3)), ("gpu", (2, 3))])
 def test_any_batch_shape_on_every_backend(monkeypatch, batch, backend):
     x, kernel = normal((*batch, 4, 5, 2)), normal((3, 3, 2, 4), seed=2)
@@ -69,6 +71,7 @@ def test_any_batch_shape_on_every_backend(monkeypatch, batch, backend):
     np.testing.assert_allclose(actual, expected.reshape(actual.shape), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4, 3), (1, 1)])
 def test_upsampling_is_interpolation_and_then_convolution(x64, shape):
     x, kernel = normal((2, *shape, 2)), normal((3, 3, 2, 5), seed=2)
@@ -80,6 +83,7 @@ def test_upsampling_is_interpolation_and_then_convolution(x64, shape):
     np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride,shape", [(1, (5, 4)), (2, (3, 2))])
 def test_layer_pads_with_zeros(stride, shape):
     layer, x = convolutions.Conv(3, stride), normal((2, 5, 4, 2))

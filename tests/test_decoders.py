@@ -13,6 +13,7 @@ from led_jax import Likelihood, decoders, densities, flows, likelihoods, network
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
 
+@pytest.mark.slow
 def test_bernoulli_decoder(x64):
     decoder = decoders.decoder(likelihoods.bernoulli(), nn.Dense(6))
     z = 3 * normal((4, 2))
@@ -30,6 +31,7 @@ def test_bernoulli_decoder(x64):
     assert error.max() < 4.5
 
 
+@pytest.mark.slow
 def test_bernoulli_decoder_is_finite_at_extreme_logits():
     decoder = decoders.decoder(likelihoods.bernoulli(), nn.Dense(2))
     params = {"kernel": 1e4 * jnp.eye(2), "bias": jnp.zeros(2)}
@@ -40,6 +42,7 @@ def test_bernoulli_decoder_is_finite_at_extreme_logits():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_gaussian_decoder(x64):
     decoder = decoders.decoder(likelihoods.gaussian(0.4), nn.Dense(3))
     z, x = normal((5, 2)), normal((5, 3), seed=4)
@@ -53,6 +56,7 @@ def test_gaussian_decoder(x64):
     assert scipy.stats.kstest(np.asarray(standard), scipy.stats.norm.cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "size"), [("one", 1), ("entry", 3)])
 def test_a_deviation_that_does_not_depend_on_z(x64, scale, size):
     decoder = decoders.decoder(likelihoods.learned_gaussian(scale), nn.Dense(3))
@@ -68,6 +72,7 @@ def test_a_deviation_that_does_not_depend_on_z(x64, scale, size):
     np.testing.assert_allclose(slope, by_hand if size == 3 else by_hand.sum(keepdims=True))
 
 
+@pytest.mark.slow
 def test_a_density_as_decoder_integrates_to_one_at_every_z(x64):
     flow = flows.real_nvp((2,), 2, hidden=(4,), context_dim=3)
     density = densities.transformed(densities.standard_normal((2,)), flow)
@@ -89,6 +94,7 @@ def test_a_density_as_decoder_integrates_to_one_at_every_z(x64):
         np.testing.assert_allclose(sampled, means, atol=4 * 2 / np.sqrt(4000))
 
 
+@pytest.mark.slow
 def test_samples_of_z_broadcast_against_x():
     decoder = decoders.mlp_decoder(6, (4,))
     z, x = normal((7, 5, 2)), jnp.ones((5, 6))
@@ -146,6 +152,7 @@ LIKELIHOODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_every_likelihood_under_every_network_is_normalised(x64, name, network):
@@ -187,6 +194,7 @@ def test_several_outputs_a_pixel_come_in_the_order_that_a_likelihood_reads(netwo
     np.testing.assert_allclose(log_prob, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_wrong_widths():
     for likelihood in (likelihoods.bernoulli(), likelihoods.gaussian(1.0)):
         decoder = decoders.decoder(likelihood, nn.Dense(6))
@@ -200,6 +208,7 @@ def test_wrong_widths():
         decoder.mean(params, normal((2,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "resconv"])
 def test_a_context_is_read_and_broadcasts_against_z_and_x(name):
     decoder = NETWORKS[name](likelihoods.bernoulli())

@@ -22,6 +22,7 @@ def test_normal_log_prob(x64):
     np.testing.assert_allclose(densities.normal_log_prob(x), scipy.stats.norm.logpdf(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event_shape", [(), (1,), (4,), (2, 3)])
 def test_bases_against_scipy(x64, event_shape):
     x = normal((5, 6, *event_shape))
@@ -35,6 +36,7 @@ def test_bases_against_scipy(x64, event_shape):
     np.testing.assert_array_equal(inside, np.zeros((5, 6)))
 
 
+@pytest.mark.slow
 @each_base
 @pytest.mark.parametrize("event_shape", [(1,), (2, 3)])
 def test_samples_of_bases(base, event_shape):
@@ -58,6 +60,7 @@ TAILS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "reference"), TAILS.values(), ids=TAILS)
 def test_bases_with_other_tails(x64, base, reference):
     density = base((2, 3))
@@ -73,6 +76,7 @@ def test_bases_with_other_tails(x64, base, reference):
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_product_is_its_parts_side_by_side(x64):
     flow = flows.iaf((2,), 1, hidden=(4,), context_dim=3)
     parts = (
@@ -109,6 +113,7 @@ def test_wrong_tails_and_products(wrong, message):
         wrong()
 
 
+@pytest.mark.slow
 def test_standardised_is_the_density_in_the_datas_own_units(x64):
     rng = np.random.default_rng(0)
     x = rng.normal([100.0, -3], [20, 0.1], (200, 2))
@@ -171,6 +176,7 @@ def on_grid(density, params, n, context=None):
     return log_prob, area, edges
 
 
+@pytest.mark.slow
 @each_flow
 @each_base
 def test_2d_densities_integrate_to_one(x64, make, base):
@@ -181,6 +187,7 @@ def test_2d_densities_integrate_to_one(x64, make, base):
     assert abs(np.exp(log_prob).sum() * area - 1) < tolerance
 
 
+@pytest.mark.slow
 @each_base
 @pytest.mark.parametrize("invert", [False, True])
 def test_1d_densities_integrate_to_one(x64, base, invert):
@@ -194,6 +201,7 @@ def test_1d_densities_integrate_to_one(x64, base, invert):
     assert abs(total - 1) < 1e-3
 
 
+@pytest.mark.slow
 @each_flow
 @each_base
 def test_samples_are_scored_as_log_prob_scores_them(make, base):
@@ -208,6 +216,7 @@ def test_samples_are_scored_as_log_prob_scores_them(make, base):
     np.testing.assert_allclose(again, log_prob, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["real_nvp", "maf"])
 def test_samples_follow_the_density(x64, name):
     density, params = build(FLOWS[name], densities.standard_normal)
@@ -224,6 +233,7 @@ def test_samples_follow_the_density(x64, name):
         assert scipy.stats.kstest(np.asarray(x)[:, axis], scipy.stats.norm.cdf).pvalue < 1e-6
 
 
+@pytest.mark.slow
 def test_an_affine_flow_of_a_normal_is_scipys_normal(x64):
     """Additive couplings with linear networks are shears."""
     linear = flows.mlp((3,), activation=lambda x: x)
@@ -257,6 +267,7 @@ def test_transformed_has_parameters_of_both():
     np.testing.assert_allclose(nested.log_prob(params, x), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_base
 def test_gradients_reach_the_flow(base):
     density, params = build(FLOWS["real_nvp"], base)
@@ -268,6 +279,7 @@ def test_gradients_reach_the_flow(base):
     assert sum(np.any(leaf != 0) for leaf in leaves) > len(leaves) / 2
 
 
+@pytest.mark.slow
 @each_base
 @pytest.mark.parametrize("name", ["identity", "real_nvp", "maf"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -297,6 +309,7 @@ def test_finite_far_out(base, name, dtype):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_a_context_conditions_samples_and_scores_alike(x64, name):
     density = densities.transformed(densities.standard_normal((2,)), CONDITIONAL[name]())
@@ -350,6 +363,7 @@ def mixture_log_prob(params, x, event_ndims):
     return np.log(sum(parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_shape", [(), (5,), (0,), (2, 3)])
 @pytest.mark.parametrize("event_shape", [(1,), (3,), (2, 2)])
 def test_a_mixture_is_the_sum_of_its_components(x64, event_shape, batch_shape):
@@ -363,6 +377,7 @@ def test_a_mixture_is_the_sum_of_its_components(x64, event_shape, batch_shape):
     np.testing.assert_allclose(density.log_prob(shifted, x), actual, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_mixtures_integrate_to_one(x64):
     density, params = mixture((1,))
     x = jnp.linspace(-20, 20, 10_001)
@@ -373,6 +388,7 @@ def test_mixtures_integrate_to_one(x64):
     assert abs(np.exp(log_prob).sum() * area - 1) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_mixture_under_a_linear_flow_is_a_mixture(x64):
     """As the base of a flow: each component's mean and covariance are mapped."""
     flow = flows.lu((2,))
@@ -388,6 +404,7 @@ def test_a_mixture_under_a_linear_flow_is_a_mixture(x64):
     np.testing.assert_allclose(np.exp(density.log_prob(params, z)), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event_shape", [(3,), (2, 2)])
 def test_samples_of_a_mixture_have_its_moments(event_shape):
     density, params = mixture(event_shape)
@@ -407,6 +424,7 @@ def test_samples_of_a_mixture_have_its_moments(event_shape):
     assert one.shape == (6, *event_shape) and log_prob.shape == (6,)
 
 
+@pytest.mark.slow
 def test_a_mixture_far_from_the_origin_is_accurate():
     """Means of 1,000 and deviations of 0.1 in float32: expanded squares would be all rounding."""
     density, params = mixture((2,), location=1e3, scale=0.1)
@@ -422,6 +440,7 @@ def test_a_mixture_far_from_the_origin_is_accurate():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient)))
 
 
+@pytest.mark.slow
 def test_a_mixture_starts_on_rows_of_the_data():
     rows = 10 * normal((50, 2))
     for num_components in (3, 60):  # Fewer than the rows, or more.
@@ -463,6 +482,7 @@ def acceptance(params, x):
     return scipy.special.expit(h @ layers["dense_1"]["kernel"] + layers["dense_1"]["bias"])[:, 0]
 
 
+@pytest.mark.slow
 def test_a_resampled_density_by_quadrature(x64):
     """Rate, formula and total, where the draws are many; and the error that few of them make."""
     density, params = resampled_line()
@@ -487,6 +507,7 @@ def test_a_resampled_density_by_quadrature(x64):
         densities.acceptance_rate(densities.standard_normal((1,)), (), KEY, 10)
 
 
+@pytest.mark.slow
 def test_samples_of_a_resampled_density(x64):
     density, params = resampled_line()
     x, log_prob = jax.jit(density.sample_and_log_prob, static_argnums=2)(params, KEY, (5000,))
@@ -497,6 +518,7 @@ def test_samples_of_a_resampled_density(x64):
     assert scipy.stats.kstest(np.asarray(x)[:, 0], scipy.stats.norm.cdf).pvalue < 1e-9
 
 
+@pytest.mark.slow
 def test_gradients_of_a_resampled_density_see_the_normaliser(x64):
     """Beside those of the same formula with the rate by quadrature; the draws are others each."""
     density, params = resampled_line(1_000_000, num_attempts=30)
@@ -524,6 +546,7 @@ def test_gradients_of_a_resampled_density_see_the_normaliser(x64):
     assert 1e-6 < np.abs(change).max() < 0.05  # Other draws: no change of 1e-9 alone.
 
 
+@pytest.mark.slow
 def test_a_resampled_density_of_a_context_and_a_flow_as_its_base():
     base = densities.transformed(densities.standard_normal((2, 1)), flows.lu((2, 1)))
     density = densities.resampled((2, 1), base, (4,), num_draws=30, context_dim=3)
@@ -571,6 +594,7 @@ def made(name, dtype=jnp.float32):
     return density, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
 def test_floats_keep_their_dtype(name, dtype):
@@ -586,6 +610,7 @@ def test_floats_keep_their_dtype(name, dtype):
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(density.init(KEY, x)))
 
 
+@pytest.mark.slow
 def test_half_precision_is_summed_in_single():
     x = jnp.full((300,), 20, jnp.float16)  # The sum of squares is beyond the dtype's range.
     actual = densities.standard_normal((300,)).log_prob((), x)
@@ -627,6 +652,7 @@ def test_complex_numbers_are_refused(name):
         density.log_prob(params, jnp.ones((3, 2), jnp.complex64))
 
 
+@pytest.mark.slow
 def test_contexts_come_through_the_same_door():
     density = densities.transformed(densities.standard_normal((2,)), CONDITIONAL["real_nvp"]())
     params = random_params(density.init, np.zeros(2), [0, 1, 2])

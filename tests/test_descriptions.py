@@ -247,6 +247,7 @@ def test_what_the_caller_changes_later_is_not_on_record(registry):
     assert to_json(value) == before
 
 
+@pytest.mark.slow
 def test_equal_models_share_a_program(registry):
     traces = []
 
@@ -268,6 +269,7 @@ def test_equal_models_share_a_program(registry):
     assert traces == [build(3), build(5)]
 
 
+@pytest.mark.slow
 def test_constructors_work_on_traced_arguments(registry):
     @jax.jit
     def run(x):
@@ -623,6 +625,7 @@ for build in (different_layers, inverted_spline_prior, latent_map):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_compile")
 def test_another_process_has_the_same_bounds_to_the_bit(tmp_path):
     def run(verb):

@@ -26,6 +26,7 @@ def test_mlp_encoder_splits_its_outputs(context_dim):
         np.testing.assert_array_equal(context, out[:, 6:])
 
 
+@pytest.mark.slow
 def test_weight_norm_parts_the_length_of_the_weights_from_their_direction():
     encoder = encoders.resconv_encoder((4, 4), 2, (2,), 3, weight_norm=True)
     apply, x = jax.jit(encoder.apply), normal((5, 16))
@@ -47,6 +48,7 @@ def test_resconv_refuses_images_of_another_size():
         encoder.init(KEY, jnp.zeros((2, 25)))
 
 
+@pytest.mark.slow
 def test_a_spatial_context_is_a_map_beside_mean_and_log_std():
     encoder = encoders.spatial_encoder((8, 8), (4, 4, 2), (3,), context_maps=2)
     x = normal((64,))
@@ -71,6 +73,7 @@ ENCODERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_context_is_read_and_broadcasts_against_x(name):
     encoder, x, context = ENCODERS[name](), normal((4, 12)), normal((3, 1, 5), seed=2)
@@ -88,6 +91,7 @@ def test_a_context_is_read_and_broadcasts_against_x(name):
     assert np.all(np.abs(actual.mean[0] - actual.mean[1]) > 1e-6)
 
 
+@pytest.mark.slow
 def test_without_fully_connected_layers_no_context_is_read():
     encoder = encoders.spatial_encoder((4, 4), (2, 2, 1), (2,))
     with pytest.raises(ValueError, match=r"encoder: .* no context, got one of shape \(2, 3\)"):

@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast
 OFF = {"shift": 0.3, "spread": 1.3}  # Wider than the exact posterior: weights of finite variance.
 
 
+@pytest.mark.slow
 def test_importance_weighted_bound_rises_from_the_elbo_to_the_marginal(x64):
     truth, x = Truth(**OFF), data(1)
     rows = np.broadcast_to(x, (20_000, 3))
@@ -44,6 +45,7 @@ def test_importance_weighted_bound_rises_from_the_elbo_to_the_marginal(x64):
     assert truth.log_marginal(x) - means[-1] < 0.05
 
 
+@pytest.mark.slow
 def test_importance_weighted_bound_is_exact_with_the_exact_posterior(x64):
     truth, x = Truth(), data(5)
     for k in (1, 7):
@@ -71,6 +73,7 @@ def conditional_model():
     return led, params, v, truth
 
 
+@pytest.mark.slow
 def test_a_conditional_model_is_exact_with_the_exact_posterior(x64):
     led, params, v, truth = conditional_model()
     x = data(9)
@@ -101,6 +104,7 @@ def test_classes_by_bayes_rule(x64):
         find(class_probs=np.array([0.5, 0.5]))
 
 
+@pytest.mark.slow
 def test_nll_is_the_exact_marginal_within_its_error(x64):
     truth, x = Truth(**OFF), data(11)
     exact = -truth.log_marginal(x)
@@ -131,6 +135,7 @@ def test_nll_is_the_exact_marginal_within_its_error(x64):
     assert {type(v) for v in estimate[:4]} == {float}
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     n=st.integers(1, 5),
@@ -162,6 +167,7 @@ def test_nll_is_exact_with_the_exact_posterior_whatever_the_sizes(
     assert sum(rows) == n
 
 
+@pytest.mark.slow
 def test_rows_that_fill_up_the_last_batch_do_not_count(x64):
     truth, x = Truth(**OFF), data(7)
 
@@ -179,6 +185,7 @@ def test_rows_that_fill_up_the_last_batch_do_not_count(x64):
     np.testing.assert_array_equal(nll(jnp.asarray(x)).per_example, whole.per_example)
 
 
+@pytest.mark.slow
 def test_chunks_only_bound_memory():
     """The same weights in other chunks: draws differ, the estimate stays within its error."""
     truth, x = Truth(**OFF), data(5)
@@ -190,6 +197,7 @@ def test_chunks_only_bound_memory():
     assert 0 < abs(estimates[0].nll - estimates[1].nll) < 3.5 * error
 
 
+@pytest.mark.slow
 def test_monte_carlo_error_falls_with_the_root_of_the_samples():
     truth, x = Truth(**OFF), data(20)
     few, many = (
@@ -199,6 +207,7 @@ def test_monte_carlo_error_falls_with_the_root_of_the_samples():
     assert 7 < few / many < 14
 
 
+@pytest.mark.slow
 def test_streaming_agrees_with_one_logsumexp(x64):
     """Weights that span hundreds of nats, which a sum without offsets would lose."""
     truth, x = Truth(shift=15.0, spread=0.5), data(3)
@@ -261,6 +270,7 @@ def mixture_log_prob(truth, z, x):
     return scipy.special.logsumexp([part.logpdf(z) for part in parts], axis=0) - np.log(len(x))
 
 
+@pytest.mark.slow
 def test_aggregated_posterior_is_the_whole_mixture(x64):
     truth, x = Truth(**OFF), data(70)
     z = np.concatenate([truth.mean(x[:9]), 3 * normal((70, 2))])
@@ -288,6 +298,7 @@ def test_aggregated_posterior_of_narrow_components_far_from_the_origin():
     np.testing.assert_allclose(actual, expected, atol=0.01)
 
 
+@pytest.mark.slow
 def test_aggregated_posterior_of_a_flow_with_context_integrates_to_one(x64):
     led = LED(
         encoders.mlp_encoder(2, (5,), context_dim=3),
@@ -313,6 +324,7 @@ def standard_scores(values, expected):
     return (values.mean() - expected) / (values.std() / math.sqrt(len(values)))
 
 
+@pytest.mark.slow
 def test_marginal_matching_has_the_closed_forms_of_a_linear_gaussian_model():
     truth, x = Truth(shift=0.6, spread=1.3), data(4000)
     terms = estimators.marginal_matching(LED_MODEL, truth.params, KEY, x, 3000)
@@ -338,6 +350,7 @@ def test_marginal_matching_has_the_closed_forms_of_a_linear_gaussian_model():
     assert exact.marginal_kl.mean() == pytest.approx(0, abs=0.02)  # q(z|x) = p(z|x), eq. 2.
 
 
+@pytest.mark.slow
 def test_marginal_matching_is_the_quadrature_of_a_small_mixture():
     truth, x = Truth(**OFF), data(30)
     terms = estimators.marginal_matching(LED_MODEL, truth.params, KEY, x, 4000)
@@ -353,6 +366,7 @@ def test_marginal_matching_is_the_quadrature_of_a_small_mixture():
     assert terms.mutual_information.max() < math.log(30) + 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples,samples_per_chunk", [(1, 100), (7, 3), (6, 3)])
 def test_marginal_matching_of_one_row_has_no_information(num_samples, samples_per_chunk):
     done = []
@@ -401,6 +415,7 @@ def test_nll_says_that_it_is_neither_for_jit_nor_for_grad():
             transform(mean)(Truth(**OFF).params)
 
 
+@pytest.mark.slow
 def test_activity_is_the_variance_of_the_posteriors_mean(x64):
     """In closed form, within the error that a few draws leave; one without x has none."""
     truth, x = Truth(**OFF), data(20_000)
@@ -416,6 +431,7 @@ def test_activity_is_the_variance_of_the_posteriors_mean(x64):
         estimators.activity(LED_MODEL, truth.params, KEY, x[:1], 20)
 
 
+@pytest.mark.slow
 def test_a_prior_that_is_the_aggregated_posterior_is_at_no_distance_from_it(x64):
     """Priors without a flow are measured, too: the mixture of all rows' posteriors is q(z)."""
     truth, x = Truth(**OFF), data(6)

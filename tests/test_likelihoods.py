@@ -20,6 +20,7 @@ def test_bernoulli_is_scipys(x64):
         np.testing.assert_allclose(likelihood.log_prob(raw, x), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_gaussian_is_scipys(x64):
     likelihood, raw, x = likelihoods.gaussian(0.4), normal((5, 1, 4)), normal((3, 5, 4), seed=2)
     expected = scipy.stats.norm.logpdf(x, raw[:, 0], 0.4)
@@ -30,6 +31,7 @@ def test_gaussian_is_scipys(x64):
     assert scipy.stats.kstest(np.asarray(standard), scipy.stats.norm.cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_a_learned_deviation_is_scipys(x64):
     likelihood = likelihoods.learned_gaussian("network")
     raw, x = normal((5, 2, 4)), normal((3, 5, 4), seed=2)
@@ -45,6 +47,7 @@ def test_a_learned_deviation_is_scipys(x64):
         likelihoods.learned_gaussian("each")
 
 
+@pytest.mark.slow
 def test_categorical_is_a_distribution_over_its_categories(x64):
     likelihood, raw = likelihoods.categorical(5), 2 * normal((5, 4))
     numbers = np.arange(5)
@@ -78,6 +81,7 @@ def logistic_mass(raw, num_components):
     return (weights * np.diff(cdf, axis=1)).sum(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_components", [1, 4])
 def test_discretized_logistic_is_a_distribution_over_256_levels(x64, num_components):
     likelihood = likelihoods.discretized_logistic(num_components)
@@ -98,6 +102,7 @@ def test_discretized_logistic_is_a_distribution_over_256_levels(x64, num_compone
         assert (np.abs((draws == level).mean(0) - probability) < 4 * error + 1e-3).all()
 
 
+@pytest.mark.slow
 def test_discretized_logistic_is_finite_in_float32_however_far_off():
     likelihood = likelihoods.discretized_logistic(1)
     for log_scale in (-90.0, -7.0, 0.0, 90.0):

@@ -43,6 +43,7 @@ def small_built():
     return led, random_params(led.init, x), x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift,spread", [(0.0, 1.0), (0.4, 1.3), (-0.3, 0.8)])
 def test_terms_have_their_closed_forms(x64, shift, spread):
     truth, x = Truth(shift, spread), data(5)
@@ -91,6 +92,7 @@ def test_any_batch_and_sample_shape(batch, samples):
     assert draws.shape == (*samples, 3)
 
 
+@pytest.mark.slow
 def test_each_term_is_that_of_the_encoded_z():
     """The posterior is scored on the way out; the inverse flow must find the same density."""
     led, params, x = small_built()
@@ -123,6 +125,7 @@ def test_context_conditions_the_posterior():
     assert np.all(np.abs(difference).max(-1) > 1e-4)
 
 
+@pytest.mark.slow
 def test_x_is_encoded_once_however_many_samples():
     shapes = []
 
@@ -157,6 +160,7 @@ def test_encoded_draws_follow_the_posterior():
         assert test.pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_init_and_gradients_of_every_part():
     led, params, x = small_built()
     assert set(params) == {"encoder", "posterior", "prior", "decoder"}
@@ -193,6 +197,7 @@ def test_wrong_width_of_x():
         led.log_likelihood(params, normal((4, 3)), normal((4, 6)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: (LED_MODEL, Truth().params, data(4)), small_built])
 def test_posterior_log_prob_scores_its_own_samples(x64, make):
     led, params, x = make()
@@ -214,6 +219,7 @@ def test_posterior_log_prob_is_the_normal_of_the_closed_form(x64):
     np.testing.assert_allclose(actual, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_log_weight_is_the_bound_at_the_same_z(x64):
     led, params, x = small_built()
     encoding = led.encoding(params, x)
@@ -225,6 +231,7 @@ def test_log_weight_is_the_bound_at_the_same_z(x64):
     np.testing.assert_allclose(led.elbo(params, KEY, x, (3,), encoding).bound, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_log_weight_at_any_z_in_closed_form(x64):
     truth, x, z = Truth(0.3, 1.3), data(5), 2 * normal((4, 5, 2))
     log_joint = scipy.stats.norm.logpdf(x, z @ W + B, S).sum(-1)
@@ -237,6 +244,7 @@ def test_log_weight_at_any_z_in_closed_form(x64):
     np.testing.assert_allclose(pair[0], actual[0, 0], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_given_parts_are_kept_and_the_others_made():
     led, params, x = small_built()
     for given in ({"encoder"}, {"prior", "decoder"}, set(params)):
@@ -307,6 +315,7 @@ def conditional_log_marginal(x, context):
     return scipy.stats.multivariate_normal(np.zeros(3), MARGINAL_COV).logpdf(x - means)
 
 
+@pytest.mark.slow
 def test_a_linear_gaussian_model_conditional_on_a_context(x64):
     params, x, context = conditional_params(), data(5), normal((5, 4), seed=8)
     exact = conditional_log_marginal(x, context)
@@ -319,6 +328,7 @@ def test_a_linear_gaussian_model_conditional_on_a_context(x64):
     assert np.abs(other - exact)[[0, 1, 3, 4]].min() > 0.01
 
 
+@pytest.mark.slow
 def test_samples_of_a_conditional_model():
     params, context = conditional_params(), normal((4, 4), seed=8)
     sample = jax.jit(CONDITIONAL.sample, static_argnums=2)
@@ -331,6 +341,7 @@ def test_samples_of_a_conditional_model():
     np.testing.assert_allclose(x.std(0), np.tile(std, (4, 1)), rtol=0.06)
 
 
+@pytest.mark.slow
 def test_a_nonlinear_conditional_model_by_quadrature(x64):
     """p(x|c) for a flow with context as the prior, and all eight x: they sum to one."""
     led = LED(

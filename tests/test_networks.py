@@ -9,6 +9,7 @@ from led_jax import decoders, encoders, networks
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
 
+@pytest.mark.slow
 def test_mlp_is_a_plain_network_with_a_linear_last_layer():
     network = networks.MLP((5, 4, 3))
     x = normal((2, 6, 7))
@@ -50,6 +51,7 @@ def test_the_papers_resconv_has_three_strided_blocks_and_a_layer_of_450():
         assert block["Conv_1"]["kernel"] == (3, 3, channels, features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_shape,weight_norm", [((9, 6), False), ((1, 2), True)])
 def test_resconv_takes_images_of_any_size(image_shape, weight_norm):
     kwargs = {"features": (2, 3), "hidden": 4, "weight_norm": weight_norm}
@@ -77,6 +79,7 @@ def test_resconv_takes_images_of_any_size(image_shape, weight_norm):
     assert all(np.isfinite(g).all() and np.any(g != 0) for g in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent_shape,num_blocks", [((4, 3, 2), 1), ((2, 2, 3), 2)])
 @pytest.mark.parametrize("context_maps", [None, 2])
 def test_spatial_networks_keep_a_map(latent_shape, num_blocks, context_maps):
@@ -113,6 +116,7 @@ def test_spatial_networks_refuse_other_latent_shapes():
         decoder.init(KEY, normal((4, 2, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_params", [1, 2])
 def test_colours_are_the_last_axis_of_every_parameter(num_params):
     """A network whose last bias alone is not zero: number p * C + c for parameter p, colour c."""

@@ -20,6 +20,7 @@ def test_slopes_are_sigmoids(x64):
     np.testing.assert_allclose(jax.vmap(jax.grad(log_sigmoid))(x), jax.nn.sigmoid(-x), atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_extremes_stay_finite_and_dtype_is_kept(dtype):
     x = jnp.array([-1e30, -100, 0, 100, 1e30], dtype)
@@ -30,6 +31,7 @@ def test_extremes_stay_finite_and_dtype_is_kept(dtype):
         assert np.isfinite(slope.astype(jnp.float32)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (0, 4), (2, 3, 8)])
 def test_relu_is_jax_s_in_value_and_both_modes_of_gradient(shape):
     x, tangent = jax.random.normal(jax.random.key(0), (2, *shape))

@@ -22,6 +22,7 @@ def loss_of(objective, model, x):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
+@pytest.mark.slow
 def test_the_elbo_is_that_of_a_linear_gaussian_model(x64):
     """Mean and gradient over many draws against closed forms and their finite differences."""
     truth, x = Truth(**TRUTH), data(4)
@@ -48,6 +49,7 @@ def test_the_elbo_is_that_of_a_linear_gaussian_model(x64):
     assert abs(slope) > 0.5
 
 
+@pytest.mark.slow
 def test_a_gradient_is_the_slope_of_the_loss(x64):
     params, x = Truth(**TRUTH).params, data(8)
     cases = objectives.elbo(), objectives.elbo(0.3), objectives.elbo(1.0, 0.1), objectives.iwae(5)
@@ -66,6 +68,7 @@ def test_a_gradient_is_the_slope_of_the_loss(x64):
         np.testing.assert_allclose((ahead - behind) / 2e-5, slope, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_weight_may_be_a_schedule_of_the_step(x64):
     params, x = Truth(**TRUTH).params, data(8)
     terms = jax.tree.map(jnp.mean, LED_MODEL.elbo(params, KEY, x))
@@ -105,6 +108,7 @@ def test_maximum_likelihood_is_the_mean_negative_log_density(x64):
     np.testing.assert_allclose(run(off)[1]["mean"][0], 0.5 / x.var(0), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_free_bits_are_a_floor_of_the_batchs_kl(x64):
     params, x = Truth(**TRUTH).params, data(8)
     (free, metrics), _ = loss_of(objectives.elbo(), LED_MODEL, x)(params)
@@ -125,6 +129,7 @@ REDUCED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REDUCED)
 def test_gradients_of_less_noise_have_the_same_mean(x64, name):
     reduced, plain = REDUCED[name]
@@ -148,6 +153,7 @@ def test_gradients_of_less_noise_have_the_same_mean(x64, name):
     assert found["encoder"][1].sum() < 0.7 * expected["encoder"][1].sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [objectives.stl(), objectives.dreg(1), objectives.dreg(5)])
 def test_at_the_exact_posterior_there_is_no_noise_at_all(x64, objective):
     truth, x = Truth(), data(4)
@@ -158,6 +164,7 @@ def test_at_the_exact_posterior_there_is_no_noise_at_all(x64, objective):
     assert np.abs(gradient["decoder"]["kernel"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_importance_weighted_bound_by_quadrature(x64):
     """K = 1 is the ELBO; K = 2 is the integral over both draws, and K = 500 nearly log p(x)."""
     truth, x = Truth(shift=0.5), data(1)
@@ -187,6 +194,7 @@ def test_samples_must_be_positive(make):
         make(0)
 
 
+@pytest.mark.slow
 def test_the_mean_discrepancy_is_that_of_two_normals(x64):
     """Of q(z|x) for one x and the prior, with an estimator whose mean is the closed form."""
     truth, x = Truth(shift=0.8, spread=1.3), data(1)
@@ -215,6 +223,7 @@ def test_the_mean_discrepancy_is_that_of_two_normals(x64):
         objective.loss(LED_MODEL, truth.params, (), KEY, x, 0)
 
 
+@pytest.mark.slow
 def test_the_model_climbs_what_the_critic_descends(x64):
     """Each one's gradient is the slope of its own loss: finite differences of the metrics."""
     params, x, weight = Truth(shift=0.8).params, data(8), 3.0
@@ -254,6 +263,7 @@ def test_the_model_climbs_what_the_critic_descends(x64):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient[0]["prior"]))
 
 
+@pytest.mark.slow
 def test_the_critic_may_have_an_optimizer_of_its_own():
     params, x = Truth().params, data(8)
     objective = objectives.adversarial(hidden=(6,))
@@ -275,6 +285,7 @@ def test_the_critic_may_have_an_optimizer_of_its_own():
     assert min(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.slow
 def test_the_prior_alone_is_fitted(x64):
     """Its gradient is that of the ELBO, and nothing else has one, though a VampPrior reads all."""
     truth, x = Truth(shift=0.3), data(8)

@@ -27,6 +27,7 @@ def vamp_built():
     return led, random_params(led.init, x), x
 
 
+@pytest.mark.slow
 def test_a_vamp_prior_is_a_mixture_of_posteriors_in_closed_form(x64):
     led = LED_MODEL._replace(prior=priors.vamp(5))
     truth, inputs, z = Truth(0.3, 1.3), data(5), 2 * normal((7, 2))
@@ -39,6 +40,7 @@ def test_a_vamp_prior_is_a_mixture_of_posteriors_in_closed_form(x64):
     np.testing.assert_allclose(terms.log_prior, led.prior_log_prob(params, z), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_vamp_prior_of_conditional_flows_is_the_direct_sum(x64):
     led, params, _ = vamp_built()
     z = normal((7, 2), seed=5)
@@ -56,6 +58,7 @@ def test_a_vamp_prior_of_conditional_flows_is_the_direct_sum(x64):
     np.testing.assert_allclose(total, 1, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_draws_of_a_vamp_prior():
     led, params, _ = vamp_built()
     z, log_prob = jax.jit(led.prior_sample_and_log_prob, static_argnums=2)(params, KEY, (50, 2))
@@ -120,6 +123,7 @@ def test_a_subset_of_the_data_is_a_vamp_prior_whose_rows_stay(x64):
         jax.tree.map(np.testing.assert_array_equal, still[part], learned[part])
 
 
+@pytest.mark.slow
 def test_latent_maps_and_one_latent_variable(x64):
     """Events of three axes, and a mixture whose integral is one."""
     x = normal((5, 16))
@@ -166,6 +170,7 @@ def test_wrong_numbers_of_components_and_contexts_are_errors(make):
         led._replace(prior=make(3)).init(KEY, x, normal((6, 2)))
 
 
+@pytest.mark.slow
 def test_what_depends_on_parameters_alone_is_computed_once():
     led, params, x = vamp_built()
     shapes = []
@@ -179,6 +184,7 @@ def test_what_depends_on_parameters_alone_is_computed_once():
     assert sorted(shapes) == [(3, 4), (6, 4)]
 
 
+@pytest.mark.slow
 def test_a_density_is_its_lifted_prior(x64):
     lifted = LED_MODEL._replace(prior=priors.lift(LED_MODEL.prior))
     truth, x = Truth(0.3), data(5)
@@ -197,6 +203,7 @@ def test_a_density_is_its_lifted_prior(x64):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_density_starts_from_draws_of_the_posterior(x64):
     truth, x = Truth(0.3), data(400)
     led = LED_MODEL._replace(prior=densities.mixture_of_normals((2,), 100))

@@ -54,6 +54,7 @@ def imported_by(statement):
 HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "sklearn", "torch", "distrax"}
 
 
+@pytest.mark.slow
 def test_flows_import_nothing_above_them():
     imported = imported_by("import led_jax.flows")
     assert "flax" in imported
@@ -73,6 +74,7 @@ def test_a_leds_parameters_are_taken_apart_in_one_place():
     assert places == {"led_jax/model.py"}
 
 
+@pytest.mark.slow
 def test_led_jax_imports_no_heavy_package():
     assert imported_by("import led_jax") & HEAVY == set()
 

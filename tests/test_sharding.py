@@ -35,6 +35,7 @@ def assert_alike(found, expected):
     np.testing.assert_allclose(found["params"], expected["params"], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_one_device_learns(eight_devices):
     one = eight_devices["runs"]["1"]
     assert one["train"][1] > one["train"][0] and one["valid"][1] > one["valid"][0]

@@ -87,6 +87,7 @@ class Fixed(NamedTuple):
         return self.led.elbo(*args, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"on_host": True}, {"method": "pmap"}])
 def test_every_row_comes_with_its_own_context(options):
     """A model that knows its rows from their contexts, and is off by their distance."""
@@ -112,6 +113,7 @@ def test_every_row_comes_with_its_own_context(options):
     assert progress.history[0]["train_log_likelihood"] < -50
 
 
+@pytest.mark.slow
 def test_a_linear_gaussian_model_comes_to_the_maximum_of_its_likelihood():
     """Which principal components give: Tipping and Bishop (1999), for a known noise.
 
@@ -138,6 +140,7 @@ def straight():
     return run(SMALL, 4, valid=PATTERNS[:6])
 
 
+@pytest.mark.slow
 def test_the_seed_sets_the_run(straight):
     first = straight[1].state
     again, other = (run(SMALL, 2, key=jax.random.key(seed))[-1].state for seed in (0, 4))
@@ -147,6 +150,7 @@ def test_the_seed_sets_the_run(straight):
         assert np.any(a != b)
 
 
+@pytest.mark.slow
 def test_an_epoch_is_its_steps(straight):
     """The scan over steps against a Python loop with the same keys and rows."""
     state, end = straight[0].state, straight[1]
@@ -171,6 +175,7 @@ def test_an_epoch_is_its_steps(straight):
     assert end.skipped == 0 and end.seconds > 0
 
 
+@pytest.mark.slow
 def test_a_step_is_gradient_descent_on_the_negative_elbo(x64):
     truth, x = Truth(shift=0.5), gaussian_data(6)
     optimizer = optax.sgd(0.01)
@@ -192,6 +197,7 @@ def test_a_step_is_gradient_descent_on_the_negative_elbo(x64):
     np.testing.assert_allclose(metrics["elbo"], -loss(bias))
 
 
+@pytest.mark.slow
 def test_float64_stays_float64(x64):
     x = gaussian_data(20)
     *_, end = run(Fixed(Truth().params), 2, x, valid=x[:5], optimizer=optax.adam(1e-3))
@@ -200,6 +206,7 @@ def test_float64_stays_float64(x64):
     assert end.best_score > -np.inf
 
 
+@pytest.mark.slow
 def test_each_epoch_takes_the_rows_in_a_new_order_and_leaves_out_other_ones():
     values = 2 ** np.arange(7)
     toy = Toy(traces=[])
@@ -237,6 +244,7 @@ def test_rows_are_cast_and_used_as_they_are():
     assert run_toy(Toy(), 1, rows, 4)[0].train["log_likelihood"] == 0.75
 
 
+@pytest.mark.slow
 def test_prepare_is_applied_afresh_in_every_step():
     """Binarization: grey levels give their share of ones, other ones in every epoch."""
     levels = np.array([0, 51, 204, 255], np.uint8)
@@ -254,6 +262,7 @@ def test_prepare_is_applied_afresh_in_every_step():
         assert abs(means[row].mean() - p) < 4 * np.sqrt(p * (1 - p) / 2000)
 
 
+@pytest.mark.slow
 def test_prepare_differs_between_steps_and_rows():
     seen = []
 
@@ -270,6 +279,7 @@ def test_prepare_differs_between_steps_and_rows():
     assert len({row.tobytes() for row in rows}) == 10
 
 
+@pytest.mark.slow
 def test_init_sees_prepared_rows():
     seen = []
 
@@ -284,6 +294,7 @@ def test_init_sees_prepared_rows():
     assert set(np.unique(seen[0])) == {0, 1} and 0.4 < seen[0].mean() < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", [0, 4, 8])
 def test_schedules_are_of_the_number_of_the_step(warmup):
     """The loss is weight * w - f(x): with unit steps, w goes down by the sum of the weights."""
@@ -306,6 +317,7 @@ def test_going_on_equals_never_having_stopped(straight):
         assert (a.history, a.best_score, a.train) == (b.history, b.best_score, b.train)
 
 
+@pytest.mark.slow
 def test_what_was_yielded_can_be_kept():
     rows = dataset(np.ones((2, 1), np.uint8))
     found = training.epochs(Toy(), optax.adam(1.0), rows, KEY, batch_size=1)
@@ -315,6 +327,7 @@ def test_what_was_yielded_can_be_kept():
     assert_trees_equal(first.state, copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_rows", [40, 250])
 def test_data_on_the_host_train_as_on_the_device(num_rows, monkeypatch):
     """Bit for bit, in one block of steps and in three, the last of them shorter."""
@@ -332,6 +345,7 @@ def infinite_at(value):
     return lambda x: jnp.where(x[:, 0] == value, jnp.inf, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_host", [False, True])
 def test_steps_that_are_not_finite_are_skipped_and_told(on_host):
     """One row has an infinite term: its step changes nothing, the others do."""
@@ -347,6 +361,7 @@ def test_steps_that_are_not_finite_are_skipped_and_told(on_host):
         np.testing.assert_allclose(a.params, b.params)
 
 
+@pytest.mark.slow
 def test_a_bad_gradient_of_a_finite_loss_is_skipped():
     class Root(Toy):
         def elbo(self, params, key, x, context=None):
@@ -357,6 +372,7 @@ def test_a_bad_gradient_of_a_finite_loss_is_skipped():
     assert progress.skipped > 0 and training.is_finite(progress.state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_skipped", "epoch"), [(0, 1), (1, 2), (2, 3)])
 def test_too_many_skipped_updates_are_an_error_that_says_what_to_do(max_skipped, epoch):
     rows = np.arange(5, dtype=np.uint8)[:, None]
@@ -414,6 +430,7 @@ def test_without_validation_the_last_state_counts():
     assert end.history == () and float(end.params) == -3 and int(end.best.epoch) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 1000, 2300])
 def test_validation_averages_over_all_rows(n):
     """With the exact posterior every row's bound is log p(x), whatever the draw."""
@@ -421,6 +438,7 @@ def test_validation_averages_over_all_rows(n):
     assert validate(truth, x)["elbo"] == pytest.approx(truth.log_marginal(x).mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_draws_for_each_row():
     """The same row many times: its mean is the ELBO, not one draw."""
     truth = Truth(shift=0.5)
@@ -479,6 +497,7 @@ def test_optax_can_treat_the_model_and_the_objective_differently():
     assert end.state.own["c"] == 5 and end.state.params["w"] == 4.5
 
 
+@pytest.mark.slow
 def test_a_prior_is_fitted_afterwards_by_an_objective_that_stops_the_other_gradients(straight):
     """To the posterior's draws, whose mean and variance the best affine prior has."""
 
@@ -509,6 +528,7 @@ def test_a_prior_is_fitted_afterwards_by_an_objective_that_stops_the_other_gradi
     assert float(log_prior) == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.slow
 def test_a_density_is_trained_by_maximum_likelihood():
     density = densities.transformed(densities.standard_normal((2,)), flows.invert(flows.actnorm()))
     # Without batch axes the flow starts as the identity, rather than at the answer.
@@ -549,6 +569,7 @@ def test_fit_stops_when_the_score_no_longer_rises():
     assert run_toy(Toy(), 9, rows, optimizer=optax.sgd(1.0), resume=end, **options) == []
 
 
+@pytest.mark.slow
 def test_parameters_averaged_over_time_are_validated_and_kept():
     """Toy's parameter is -t after t unit steps; its own average follows from the weights."""
     rows = np.zeros((4, 1), np.uint8)
@@ -613,6 +634,7 @@ def test_schedule_with_warmup():
     np.testing.assert_allclose(actual[20:], 0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_clipping_bounds_the_gradient():
     moments = []
     for clip_norm in (None, 2.0):
@@ -624,6 +646,7 @@ def test_clipping_bounds_the_gradient():
     np.testing.assert_allclose(moments[1], [0.12, 0.16], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_init_state():
     state = training.init_state(SMALL, ADAM, KEY, jnp.asarray(PATTERNS[:9], float))
     assert state.epoch == 0 and state.epoch.dtype == jnp.int32 and state.own == ()

@@ -33,6 +33,7 @@ def affine_density(invert=False):
     )
 
 
+@pytest.mark.slow
 def test_reverse_kl_finds_a_gaussian_and_its_evidence():
     density = affine_density()
     params = density.init(KEY, jnp.zeros(2))
@@ -52,6 +53,7 @@ def test_reverse_kl_finds_a_gaussian_and_its_evidence():
     )
 
 
+@pytest.mark.slow
 def test_maximum_likelihood_reaches_the_samples_own_gaussian():
     samples = np.random.default_rng(0).multivariate_normal(MEAN, COV, 5000).astype(np.float32)
     density = affine_density(invert=True)
@@ -72,6 +74,7 @@ def test_maximum_likelihood_reaches_the_samples_own_gaussian():
     assert result.losses.shape == (26,) and result.valid_losses.shape == (0,)
 
 
+@pytest.mark.slow
 def test_evidence_of_a_mixture_by_a_flexible_flow():
     """Two modes, so that no affine layer fits: log Z is -0.7 by construction."""
 
@@ -90,6 +93,7 @@ def test_evidence_of_a_mixture_by_a_flexible_flow():
     assert -0.9 < estimate.elbo < -0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_steps", "annealing_steps", "missing"),
     [(5, 0, 0.0), (5, 3, (0.9 + 0.6 + 0.3) / 5), (4, 3, (0.9 + 0.6 + 0.3) / 4), (2, 1, 0.9 / 2)],
@@ -109,6 +113,7 @@ def test_annealing_raises_the_weight_of_the_target_from_a_tenth_to_one(
     np.testing.assert_allclose(result.losses, [1e4 * (missing - 1)], rtol=1e-3, atol=5)
 
 
+@pytest.mark.slow
 def test_evidence_is_exact_where_the_density_is_the_target():
     density = affine_density()
     params = randomise(density.init(KEY, jnp.zeros(2)))
@@ -121,6 +126,7 @@ def test_evidence_is_exact_where_the_density_is_the_target():
     assert {type(number) for number in estimate} == {float}
 
 
+@pytest.mark.slow
 def test_errors_of_the_evidence_cover_the_truth():
     """200 estimates in one program: 95 % intervals hold log Z in 90 to 98 % of them."""
     base = densities.standard_normal((1,))
@@ -146,6 +152,7 @@ def test_errors_of_the_evidence_cover_the_truth():
     np.testing.assert_allclose(one, many[3], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_resampling_by_weights_gives_the_target():
     """A mixture of two normals through one wide one."""
     base = densities.transformed(densities.standard_normal((2,)), flows.actnorm())
@@ -171,6 +178,7 @@ def test_resampling_by_weights_gives_the_target():
         variational.resample(base, params, KEY, target, 0)
 
 
+@pytest.mark.slow
 def test_a_second_call_with_equal_arguments_compiles_nothing():
     """The density is made anew."""
     traced = []
@@ -229,6 +237,7 @@ def test_a_restart_that_diverges_does_not_hold_up_the_others():
     assert np.isfinite(fit.losses).all()
 
 
+@pytest.mark.slow
 def test_of_several_restarts_each_has_an_optimizer_of_its_own_and_the_best_is_kept():
     """The far start's gradient is the largest by far: clipped together the near one would stay."""
     start = jax.tree.map(
@@ -250,6 +259,7 @@ def test_of_several_restarts_each_has_an_optimizer_of_its_own_and_the_best_is_ke
         variational.to_log_density(PLANE, start, KEY, standard_target, num_restarts=2)
 
 
+@pytest.mark.slow
 def test_the_path_gradient_has_no_noise_at_the_target_and_the_same_mean():
     def step(path_gradient, params):
         result = variational.to_log_density(
@@ -272,6 +282,7 @@ def test_the_path_gradient_has_no_noise_at_the_target_and_the_same_mean():
     assert np.abs(step(True, away)).min() > 0.3
 
 
+@pytest.mark.slow
 def test_posteriors_at_twenty_contexts_from_a_simulators_samples():
     """c = 10 x + noise for x from N(50, 4): the posterior at each c is known, and far from 0."""
     rng = np.random.default_rng(0)
@@ -335,6 +346,7 @@ def wide_normal(x):
     return -(x**2).sum(-1) / 18
 
 
+@pytest.mark.slow
 def test_a_flow_that_scales_finds_a_wide_normal():
     """Log Z of N(0, 3^2 I) in two dimensions, from a start at scale 1."""
     flow = flows.chain(flows.real_nvp((2,), 2, hidden=(8,)), flows.actnorm())
@@ -373,6 +385,7 @@ def overfitted():
     return samples, result, records
 
 
+@pytest.mark.slow
 def test_the_best_parameters_on_the_samples_held_out_are_returned(overfitted):
     samples, result, records = overfitted
     assert len(result.losses) == len(result.valid_losses) == len(records) == 300
@@ -397,6 +410,7 @@ def test_patience_stops_after_so_many_passes_without_a_better_score(overfitted):
     np.testing.assert_array_equal(result.valid_losses, whole.valid_losses[:stopped])
 
 
+@pytest.mark.slow
 def test_samples_of_other_dtypes_are_cast_at_the_door():
     integers = np.random.default_rng(0).integers(-3, 4, (40, 2))
     params, expected = fit_mixture(integers.astype(np.float32), num_steps=4)

@@ -70,6 +70,7 @@ def test_real_packed_file(real_dir, real_rows):
     np.testing.assert_allclose(means, [0.13056, 0.13113, 0.13251], atol=5e-6)
 
 
+@pytest.mark.slow
 def test_real_text_files_and_the_cache_written_from_them(real_amat_dir, real_rows):
     assert_holds(read(real_amat_dir), real_rows)
     assert names(real_amat_dir) == {amat_path("", split).name for split in SPLITS} | {CACHE}

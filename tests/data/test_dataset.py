@@ -107,6 +107,7 @@ def test_cast_is_to_the_default_float(x64):
         assert cast(KEY, jnp.asarray(GOOD)).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_binarize_draws_afresh_with_the_levels_probabilities():
     levels = np.tile(np.array([0, 1, 64, 128, 254, 255], np.uint8), (20_000, 1))
     draw = jax.jit(binarize)(KEY, levels)

@@ -26,6 +26,7 @@ def data_dir(tmp_path_factory):
     return str(directory)
 
 
+@pytest.mark.slow
 def test_grey_levels_stay_or_are_drawn(data_dir):
     published = np.load(Path(data_dir, "mnist_grey.npz"))["train"].reshape(-1, 784)
     kept = load("mnist", data_dir=data_dir, values="scaled_levels")

@@ -60,6 +60,7 @@ def test_a_wrong_field_is_named(field, value, message):
         Config(**{field: value})
 
 
+@pytest.mark.slow
 def test_every_combination_of_flows_builds_at_depth_zero_and_one():
     digits = data.load("digits")
     x = jnp.asarray(digits.train[:2], jnp.float32)
@@ -84,6 +85,7 @@ def test_every_combination_of_flows_builds_at_depth_zero_and_one():
 SPATIAL = {"network": "resconv", "latent_shape": (4, 4, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prior,prior_mask,posterior,posterior_mask",
     [
@@ -118,6 +120,7 @@ def test_latent_maps_with_every_flow(prior, prior_mask, posterior, posterior_mas
         assert jax.eval_shape(led.sample, params, jax.random.key(1)).shape == (64,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["made", "pixelcnn"])
 def test_an_autoregressive_prior_scores_without_a_loop(prior):
     digits = data.load("digits")
@@ -205,6 +208,7 @@ def test_the_latent_shape_sets_the_latent_dim():
         Config(**SPATIAL, latent_dim=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transformer", ["rational_quadratic", "deep_sigmoid"])
 @pytest.mark.parametrize("posterior", ["made", "nvp"])
 def test_each_transformer_flag_reaches_its_own_flow(posterior, transformer):

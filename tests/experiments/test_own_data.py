@@ -23,6 +23,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "decoder", "binarize"),
     [
@@ -67,6 +68,7 @@ def test_a_run_on_ones_own_array(tmp_path, name, decoder, binarize):
         assert led.decoder.values == "scaled_levels" and 7.5 < bits < 11
 
 
+@pytest.mark.slow
 def test_another_split_is_other_data(tmp_path):
     np.savez(tmp_path / "bits.npz", train=FILES["bits"])
     load = lambda seed: data.load("bits.npz", data_dir=str(tmp_path), seed=seed)  # noqa: E731

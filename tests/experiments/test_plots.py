@@ -47,6 +47,7 @@ def test_image_grid_shape(tmp_path, n, columns, rows):
     assert (height, width) == ((rows * 29 + 1) * 2, (columns * 29 + 1) * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 29])
 def test_curves(tmp_path, length):
     plots.curves(tmp_path / "curves.png", HISTORY[:length])

@@ -43,6 +43,7 @@ def best_params(config, workdir):
     return load_run(config, workdir)[1].params
 
 
+@pytest.mark.slow
 def test_the_result_has_every_field_and_is_on_disk(finished):
     workdir, result = finished
     assert set(FIELDS) <= set(result)
@@ -78,6 +79,7 @@ def test_the_best_state_is_saved_as_a_model(finished):
     assert_trees_equal(params, jax.device_put(best_params(TINY, workdir)))
 
 
+@pytest.mark.slow
 def test_averaged_parameters_are_scored_and_saved_and_patience_ends_a_run(tmp_path):
     """At a rate this low the bound's noise alone moves it, so that it soon stops rising."""
     config = dataclasses.replace(
@@ -139,6 +141,7 @@ def copy_of(finished, directory):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"epochs": 4}, {"learning_rate": 0.5}, {"seed": 1}, {"kl_warmup": 0.0}, {"batch_size": 10}],
@@ -158,12 +161,14 @@ def test_a_run_is_of_the_configuration_that_made_it(finished, tmp_path, changes)
         load_run(edited, workdir)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_values_of_free_fields(finished, tmp_path):
     workdir = copy_of(finished, tmp_path / "w")
     again = run(dataclasses.replace(TINY, nll_samples=2, checkpoint_epochs=1), workdir)
     assert again["nll_samples"] == 2 and again["valid_elbo"] == finished[1]["valid_elbo"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", '{"nll_samples": 20}', "[1]"])
 def test_a_result_that_is_not_whole_is_refused_and_may_be_deleted(finished, tmp_path, content):
     workdir = copy_of(finished, tmp_path / "w")
@@ -175,6 +180,7 @@ def test_a_result_that_is_not_whole_is_refused_and_may_be_deleted(finished, tmp_
     assert run(TINY, workdir)["nll"] == finished[1]["nll"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("during", ["train", "nll"])
 def test_a_run_whose_directory_goes_away_stops(tmp_path, monkeypatch, during):
     workdir = tmp_path / "w"
@@ -207,6 +213,7 @@ def test_a_run_whose_directory_goes_away_stops(tmp_path, monkeypatch, during):
         assert found.path.name == "2"
 
 
+@pytest.mark.slow
 def test_a_signal_within_an_epoch_saves_the_last_one_from_which_the_run_goes_on_exactly(
     finished, tmp_path, monkeypatch
 ):
@@ -231,6 +238,7 @@ def test_a_signal_within_an_epoch_saves_the_last_one_from_which_the_run_goes_on_
         assert result[name] == finished[1][name]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_with_the_files_name(tmp_path):
     (tmp_path / "config.json.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*/config.json'"):

@@ -85,6 +85,7 @@ def launch(monkeypatch, capsys, tmp_path, models, own_flags):
     return run
 
 
+@pytest.mark.slow
 def test_samples_are_the_models(launch, models, tmp_path):
     said = launch("sample", "--workdir=MODELS/record --num=400 --output=s.npz --seed=3")
     assert said == {
@@ -103,6 +104,7 @@ def test_samples_are_the_models(launch, models, tmp_path):
     assert os.listdir(tmp_path) == ["s.npz"]
 
 
+@pytest.mark.slow
 def test_lines_in_z0_are_straight_in_the_flows_base(launch, models, tmp_path):
     launch("sample", "--workdir=MODELS/flow --num=2 --interpolate --steps=5 --output=s.npz")
     led, params = led_jax.load(models / "flow")
@@ -125,6 +127,7 @@ def test_a_prior_without_a_flow_has_lines_in_z_alone(launch, tmp_path):
     assert said["arrays"].keys() == {"z", "mean_z"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "rows"), [("", 2), ("--interpolate", 12 * 2)])
 def test_pictures(launch, tmp_path, option, rows):
     launch("sample", f"--workdir=MODELS/record --num=12 --output=s.png {option}")
@@ -136,6 +139,7 @@ def test_pictures(launch, tmp_path, option, rows):
     assert np.ptp(colours, axis=-1).max() > 0.01 and (colours[0] == 1).all()
 
 
+@pytest.mark.slow
 def test_samples_class_by_class(launch, models, tmp_path):
     args = "--workdir=MODELS/classes --num=4 --output"
     assert launch("sample", f"{args}=s.npz")["arrays"]["x"] == [4, 3, 3, 4]
@@ -164,6 +168,7 @@ def test_samples_class_by_class(launch, models, tmp_path):
         np.testing.assert_allclose(scores["nll"], expected.per_example, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.float64])
 def test_scores_are_the_estimators(launch, models, tmp_path, dtype):
     x = np.random.default_rng(0).integers(0, 2, (7, 3, 4)).astype(dtype)
@@ -183,12 +188,14 @@ def test_scores_are_the_estimators(launch, models, tmp_path, dtype):
     assert said["rows"] == 7 and said["nll"] == pytest.approx(expected.nll, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_gaussian_model_scores_real_numbers(launch, tmp_path):
     np.savez(tmp_path / "rows.npz", a=np.full((3, SIZE), -3.5), b=np.zeros(2))
     args = "--workdir=MODELS/real --input=rows.npz --output=s.npz --nll_samples=4"
     assert launch("score", f"{args} --array=a")["nll"] > 0
 
 
+@pytest.mark.slow
 def test_samples_of_levels_can_be_scored(launch, tmp_path):
     launch("sample", "--workdir=MODELS/levels --num=5 --output=rows.npz")
     with np.load(tmp_path / "rows.npz") as arrays:
@@ -197,6 +204,7 @@ def test_samples_of_levels_can_be_scored(launch, tmp_path):
     assert launch("score", args)["nll"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("binary", "args", "message"),
     [

@@ -24,6 +24,7 @@ with hold(pathlib.Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_a_directory_has_one_writer_until_its_process_dies(tmp_path):
     workdir = tmp_path / "w"
     command = [sys.executable, "-c", HOLDER, str(workdir)]

@@ -8,6 +8,7 @@ from led_jax import flows
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [(50,), (5, 10)])
 @pytest.mark.parametrize("event_shape", [(3,), (2, 1, 2)])
 def test_init_normalises_over_the_batch_axes(batch, event_shape):

@@ -16,6 +16,7 @@ from led_jax import flows
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim,hidden", [(1, (3,)), (2, (4,)), (5, (9, 6)), (50, (60,)), (7, (3,))])
 @pytest.mark.parametrize("transformer", [flows.affine, flows.gated])
 def test_jacobian_is_lower_triangular_in_both_directions(dim, hidden, transformer):
@@ -29,6 +30,7 @@ def test_jacobian_is_lower_triangular_in_both_directions(dim, hidden, transforme
             assert np.all(jacobian[np.tri(dim, dtype=bool)] != 0)
 
 
+@pytest.mark.slow
 def test_each_entry_is_transformed_by_what_the_conditioner_says_of_it():
     dim = 4
     conditioner = smooth_made((9,))
@@ -45,6 +47,7 @@ def test_each_entry_is_transformed_by_what_the_conditioner_says_of_it():
     np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 17])
 def test_a_fresh_iaf_halves_its_input(depth):
     flow = flows.iaf((4,), depth, hidden=(8,))
@@ -54,6 +57,7 @@ def test_a_fresh_iaf_halves_its_input(depth):
     np.testing.assert_allclose(log_det, np.full(3, -4 * np.log(2)), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_iaf_reverses_the_order_between_layers(depth):
     """The stack equals layers on alternating orders, so two layers connect every pair."""
@@ -76,6 +80,7 @@ def test_iaf_reverses_the_order_between_layers(depth):
     assert np.all(np.triu(jacobian, 1) == 0) if depth == 1 else np.any(np.triu(jacobian, 1) != 0)
 
 
+@pytest.mark.slow
 def test_pixelcnn_jacobian_is_triangular_in_raster_order():
     event_shape, size = (4, 4, 2), 32
     conditioner = flows.pixelcnn(event_shape, (4, 4, 4), activation=jnp.tanh)
@@ -87,6 +92,7 @@ def test_pixelcnn_jacobian_is_triangular_in_raster_order():
         np.testing.assert_array_equal(jacobian != 0, np.tri(size, dtype=bool))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_a_stack_on_maps_sees_what_is_after_a_pixel_from_its_second_layer_on(depth):
     event_shape = (3, 3, 1)
@@ -99,6 +105,7 @@ def test_a_stack_on_maps_sees_what_is_after_a_pixel_from_its_second_layer_on(dep
     np.testing.assert_array_equal(jacobian != 0, is_before if depth == 1 else is_before | True)
 
 
+@pytest.mark.slow
 def test_context_of_maps_stays_aligned_in_layers_of_reversed_order():
     """Without what the networks see of x, a position is a function of the context there alone."""
     event_shape = (2, 3, 2)
@@ -139,6 +146,7 @@ SEQUENTIAL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim,context_dim,transformer", SEQUENTIAL)
 def test_sequential_direction_equals_whole_passes_and_undoes_the_parallel_one(
     x64, dim, context_dim, transformer
@@ -166,6 +174,7 @@ def test_sequential_direction_equals_whole_passes_and_undoes_the_parallel_one(
     chex.assert_trees_all_close((again, -log_det_back), (y, log_det), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype,limit", [("float32", 1e-5), ("bfloat16", 0.2)])
 def test_sequential_direction_in_low_precision(dtype, limit):
     flow = flows.autoregressive(flows.made((9, 30), context_dim=2))
@@ -178,6 +187,7 @@ def test_sequential_direction_in_low_precision(dtype, limit):
         assert np.abs(error.astype(np.float32)).max() < limit
 
 
+@pytest.mark.slow
 def test_sequential_direction_is_differentiable(x64):
     flow = flows.autoregressive(smooth_made((9, 8), context_dim=2))
     y, context = normal((2, 4)), normal((2, 2))

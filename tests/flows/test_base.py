@@ -65,6 +65,7 @@ def set_max_unroll(monkeypatch, depth):
     monkeypatch.setattr(base, "MAX_UNROLL", dict.fromkeys(base.MAX_UNROLL, depth))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_a_stack_unrolled_or_scanned_equals_the_chain_of_its_layers(monkeypatch, depth):
     flow, chained = flows.repeat(layer(), depth), flows.chain(*[layer()] * depth)
@@ -92,6 +93,7 @@ def test_a_stack_unrolled_or_scanned_equals_the_chain_of_its_layers(monkeypatch,
         chex.assert_trees_all_close(actual, (outputs, stack(gradient)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_modes_and_second_derivatives_with_respect_to_a_stacks_parameters(x64):
     flow = flows.repeat(layer(), 2)
     x, context = normal((3,)), normal((2,))
@@ -125,6 +127,7 @@ def test_repeat_says_at_once_what_is_wrong_with_constants(depth):
         flows.repeat(flows.permute, depth, np.zeros((depth, 2), int))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_cost", ["low", "high"])
 def test_repeat_traces_a_layer_once_and_stacks_its_parameters(scan_cost):
     calls = []
@@ -198,6 +201,7 @@ def noisy_stack(name, noise):
     return flow, params, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["real_nvp", "iaf"])
 @pytest.mark.parametrize("dtype,limit", [("float32", 1e-4), ("float64", 1e-10)])
 def test_round_trip_at_depth_64(name, dtype, limit):
@@ -213,6 +217,7 @@ def test_round_trip_at_depth_64(name, dtype, limit):
             assert np.abs(log_det + log_det_back).max() < limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["real_nvp", "iaf", "maf"])
 def test_training_at_depth_64_stays_finite(name):
     """Value and gradient at the default initialisation, and through 100 Adam steps of float32."""
@@ -251,6 +256,7 @@ def test_negative_depth_and_missing_constants_are_errors():
         flows.repeat(flows.permute, 3, np.array([[0, 1], [1, 0]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth,other", [(0, 1), (1, 0), (2, 3), (3, 2), (17, 18), (18, 4)])
 def test_parameters_of_another_depth_are_an_error(depth, other):
     x = normal((3,))
@@ -269,6 +275,7 @@ def test_parameters_of_another_depth_are_an_error(depth, other):
             chain.apply(wrong, x)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     depth=st.integers(0, 3),

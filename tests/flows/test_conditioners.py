@@ -13,6 +13,7 @@ def dense(params, x):
     return x @ params["kernel"] + params["bias"]
 
 
+@pytest.mark.slow
 def test_mlp_is_a_plain_network():
     network = flows.mlp((6, 5), activation=jnp.tanh)(2, 3)
     x = normal((4, 7))
@@ -23,6 +24,7 @@ def test_mlp_is_a_plain_network():
     np.testing.assert_allclose(network.apply(params, x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [flows.mlp, flows.made])
 @pytest.mark.parametrize("context_dim", [None, 2])
 def test_a_fresh_conditioner_emits_zeros_from_live_hidden_layers(make, context_dim):
@@ -72,6 +74,7 @@ def jacobians(dim, hidden, context_dim):
     return [np.asarray(j) for j in jax.jit(jax.jacfwd(f, argnums))(x, context)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context_dim", [None, 3])
 @pytest.mark.parametrize(
     "dim,hidden",
@@ -89,6 +92,7 @@ def test_made_output_i_depends_on_exactly_the_inputs_before_i(dim, hidden, conte
         assert np.all(jacobian != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context_dim", [None, 3])
 @pytest.mark.parametrize("dim,hidden", [(5, (2,)), (50, (7,)), (50, (12, 300)), (50, (60, 9))])
 def test_made_narrower_than_its_input_stays_autoregressive(dim, hidden, context_dim):
@@ -126,6 +130,7 @@ def map_jacobians(make, event_shape, hidden, context_maps):
     return [np.asarray(j) for j in jax.jit(jax.jacfwd(f, argnums))(x, context)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "event_shape,depth",
     [
@@ -151,6 +156,7 @@ def test_pixelcnn_sees_all_that_comes_before_within_its_reach(event_shape, depth
         np.testing.assert_array_equal(of_x[0] != 0, np.tri(len(entries), k=-1, dtype=bool))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [flows.convnet, flows.pixelcnn])
 def test_a_map_reads_its_context_where_it_is(make):
     row, column = np.moveaxis(raster((4, 5))[:, None] - raster((4, 5)), -1, 0)
@@ -163,6 +169,7 @@ def test_a_map_reads_its_context_where_it_is(make):
     np.testing.assert_array_equal(of_context.reshape(expected.shape) != 0, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2])
 def test_convnet_sees_its_neighbourhood(depth):
     (of_x,) = map_jacobians(flows.convnet, (6, 5, 2), (4,) * depth, 0)

@@ -50,6 +50,7 @@ STACKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event_shape,kind,depth,context_dim", STACKS)
 def test_real_nvp_is_a_chain_of_couplings(event_shape, kind, depth, context_dim):
     kwargs = {"hidden": (7, 8), "context_dim": context_dim}
@@ -77,6 +78,7 @@ def test_real_nvp_is_a_chain_of_couplings(event_shape, kind, depth, context_dim)
         np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim,depth", [(6, 4), (5, 3)])
 def test_real_nvp_equals_distrax(dim, depth):
     distrax = pytest.importorskip("distrax")
@@ -111,6 +113,7 @@ def test_real_nvp_equals_distrax(dim, depth):
         np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [[True, False, False], [False, True, True]])
 def test_coupling_passes_what_the_mask_marks(mask):
     mask = np.array(mask)
@@ -125,6 +128,7 @@ def test_coupling_passes_what_the_mask_marks(mask):
         np.testing.assert_array_equal(jacobian != 0, expected)
 
 
+@pytest.mark.slow
 def test_coupling_of_maps_passes_what_the_mask_marks():
     mask = flows.checkerboard((3, 3, 2))
     flow = flows.coupling(mask, flows.convnet(mask.shape, (4,), activation=jnp.tanh))
@@ -139,6 +143,7 @@ def test_coupling_of_maps_passes_what_the_mask_marks():
         np.testing.assert_array_equal(jacobian != 0, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["random", "checkerboard", "channel"])
 def test_real_nvp_of_maps_is_a_chain_of_couplings(mask):
     event_shape, depth = (3, 3, 2), 3
@@ -163,6 +168,7 @@ def test_real_nvp_of_maps_is_a_chain_of_couplings(mask):
     assert np.all(np.abs(y - x) > 1e-6)  # Two layers reach every entry.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 5, 50])
 @pytest.mark.parametrize("depth", [2, 3])
 def test_two_layers_reach_every_entry(dim, depth):
@@ -182,6 +188,7 @@ def test_seed_sets_the_random_masks():
     assert np.abs(outputs[2] - outputs[0]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_function(tmp_path):
     code = """
 import sys, jax, numpy as np

@@ -77,6 +77,7 @@ def described(flow, event_shape, context_dim):
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
+@pytest.mark.slow
 def test_parameters_are_those_of_the_golden_file():
     """A change here makes saved models unreadable.
 
@@ -101,6 +102,7 @@ def test_parameters_depend_on_no_threshold(monkeypatch):
     assert described(flows.iaf((300,), 3, hidden=(512,)), (300,), None) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_blocks", [1, 2, 3, 5])
 def test_made_computes_the_same_in_any_number_of_blocks(monkeypatch, x64, num_blocks):
     network = flows.made((12, 9), context_dim=2)(3, 5)
@@ -124,6 +126,7 @@ def test_made_computes_the_same_in_any_number_of_blocks(monkeypatch, x64, num_bl
 FIXTURE = np.load(GOLDEN / "parameters_290305c.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", converter.CASES)
 def test_parameters_of_before_they_were_stacked_give_the_same_numbers(x64, name):
     """Log-densities, images and gradients, of what that code computed at the same parameters."""

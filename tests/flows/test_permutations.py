@@ -9,6 +9,7 @@ from support import normal
 from led_jax import flows
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(order=st.integers(1, 8).flatmap(lambda n: st.permutations(range(n))))
 def test_permute(order):

@@ -57,6 +57,7 @@ def test_radial_is_the_papers_formula(x64):
     np.testing.assert_allclose(log_det, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_at_its_center_a_radial_layer_is_smooth(x64):
     flow, x = flows.radial((3,), 1), normal((3,))
     params = random_params(flow.init, x)
@@ -68,6 +69,7 @@ def test_at_its_center_a_radial_layer_is_smooth(x64):
         assert np.isfinite(jax.grad(lambda x, d=direction: d(params, x)[1])(center)).all()
 
 
+@pytest.mark.slow
 @every_maker
 def test_a_fresh_flow_moves_nothing(make):
     flow, x, context = make((5,), 2, context_dim=3), normal((4, 5)), normal((4, 3))
@@ -77,6 +79,7 @@ def test_a_fresh_flow_moves_nothing(make):
     np.testing.assert_allclose(log_det, np.zeros(4), atol=1e-6)
 
 
+@pytest.mark.slow
 @every_maker
 def test_where_the_map_is_all_but_singular_it_is_still_inverted(x64, make):
     """Parameters that would fold the map over, were they not constrained."""
@@ -90,6 +93,7 @@ def test_where_the_map_is_all_but_singular_it_is_still_inverted(x64, make):
     np.testing.assert_allclose(log_det_back, -log_det, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @every_maker
 @pytest.mark.parametrize("direction", ["apply", "inverse"])
 def test_gradients_are_finite_differences(x64, make, direction):

@@ -17,6 +17,7 @@ def test_probit_is_the_normal_distribution_function(x64):
     np.testing.assert_allclose(log_det, stats.norm.logpdf(x).sum(-1), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_probit_keeps_to_the_open_interval(dtype):
     x = jnp.array([-1e6, -50, 0, 50, 1e6], dtype)
@@ -54,6 +55,7 @@ def test_a_density_is_zero_outside_of_its_support():
         assert np.isfinite(density.log_prob(params, inside))
 
 
+@pytest.mark.slow
 @each_support
 @pytest.mark.parametrize("dtype", FAR)
 def test_log_dets_at_the_border_and_far_out(x64, flow, low, high, dtype):
@@ -82,6 +84,7 @@ def test_log_dets_at_the_border_and_far_out(x64, flow, low, high, dtype):
         np.testing.assert_allclose(log_det_back[-2], -log_det[-2], rtol=tolerance)
 
 
+@pytest.mark.slow
 @each_support
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_supports_are_open(flow, low, high, dtype):
@@ -93,6 +96,7 @@ def test_supports_are_open(flow, low, high, dtype):
         assert np.isfinite(part.astype(np.float32)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_simplex_is_stick_breaking(x64, size):
     flow, x = flows.simplex(), 2 * normal((30, size))
@@ -127,6 +131,7 @@ def test_simplex_far_out(x64, dtype):
     np.testing.assert_allclose(log_det_back, -exact, rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_density_on_the_simplex_integrates_to_one(x64):
     """A logistic-normal one of three entries, over the triangle of the first two."""
     base = densities.standard_normal((2,))

@@ -45,6 +45,7 @@ def test_every_public_transformer_is_tested():
     assert public <= set(TRANSFORMERS)
 
 
+@pytest.mark.slow
 @each_transformer
 def test_derivatives_and_inverse(x64, transformer):
     raw, x = 3 * normal((40, transformer.num_params, 5)), 4 * normal((40, 5), seed=2)
@@ -90,6 +91,7 @@ def test_scaled_needs_a_bound(bound):
         scaled(bound)
 
 
+@pytest.mark.slow
 @each_transformer
 def test_zero_parameters_are_the_identity_or_a_gate_or_close(transformer):
     x = normal((5,))
@@ -105,6 +107,7 @@ def test_zero_parameters_are_the_identity_or_a_gate_or_close(transformer):
     np.testing.assert_allclose(log_det, np.log(expected.get(transformer, 1)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @each_transformer
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("direction", ["apply", "inverse"])
@@ -124,6 +127,7 @@ def test_finite_whatever_the_network_emits_and_wherever_x_is(transformer, dtype,
             assert np.isfinite(leaf.astype(jnp.float32)).all()
 
 
+@pytest.mark.slow
 @each_transformer
 def test_parameters_broadcast_against_samples(transformer):
     raw, x = normal((transformer.num_params, 5)), normal((6, 5))
@@ -134,6 +138,7 @@ def test_parameters_broadcast_against_samples(transformer):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @each_flexible
 def test_derivatives_of_the_inverse_in_both_modes_and_of_second_order(x64, transformer):
     raw, y = normal((transformer.num_params, 3)), jnp.array([-0.4, 0.3, 0.7])
@@ -150,6 +155,7 @@ def test_derivatives_of_the_inverse_in_both_modes_and_of_second_order(x64, trans
     np.testing.assert_allclose(second, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @each_flexible
 def test_float32_inverse_is_one_to_rounding(transformer):
     """Steep, flat and nearly flat places alike: what comes back is the y that was given."""
@@ -163,6 +169,7 @@ def test_float32_inverse_is_one_to_rounding(transformer):
     assert np.all(np.isfinite(log_det))
 
 
+@pytest.mark.slow
 def test_spline_equals_distrax(x64):
     distrax = pytest.importorskip("distrax")
     raw, x = 2 * normal((50, 23, 4)), 4 * normal((50, 4), seed=2)
@@ -196,6 +203,7 @@ def test_spline_equals_distrax(x64):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_spline_maps_its_interval_to_itself_and_is_the_identity_outside():
     for transformer, low, high in ((spline(3, 2.0), -2, 2), (BOX, 0, 1)):
         raw = 3 * normal((transformer.num_params, 200))
@@ -216,6 +224,7 @@ def test_tails_meet_the_spline_smoothly_and_the_boxs_ends_are_free(x64):
     assert np.all(np.abs(log_det) > 0.01)
 
 
+@pytest.mark.slow
 def test_a_circular_spline_goes_on_after_a_turn_with_the_same_slope(x64):
     for bound, low in ((2.0, -2.0), (None, 0.0)):
         transformer, turn = spline(3, bound, periodic=True), 4.0 if bound else 1.0

@@ -23,7 +23,8 @@ def led_and_params(config, scale=0.3):
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noise = [scale * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
-    shrunk = [v + n / max(1, v.shape[0]) ** 0.5 for v, n in zip(leaves, noise, strict=True)]
+    fan_in = [v.shape[-2:][0] if v.ndim else 1 for v in leaves]
+    shrunk = [v + n / max(1, m) ** 0.5 for v, n, m in zip(leaves, noise, fan_in, strict=True)]
     return led, jax.tree.unflatten(treedef, shrunk)
 
 

@@ -39,6 +39,7 @@ def test_2d_targets_integrate_to_one_and_samples_follow_them(target):
     assert abs(log_probs.mean() + entropy) < 4 * error + 5e-3
 
 
+@pytest.mark.slow
 @each_target
 def test_log_prob_is_finite_far_out_with_its_gradient(target):
     x = jnp.full((3, target.event_size), 30.0) * jnp.array([[1.0], [-1.0], [0.0]])
@@ -46,6 +47,7 @@ def test_log_prob_is_finite_far_out_with_its_gradient(target):
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_gaussian_mixtures_against_scipy():
     centres = np.random.default_rng(0).normal(size=(3, 8))
     target = targets.gaussian_mixture("three", centres, 0.7)
@@ -54,6 +56,7 @@ def test_gaussian_mixtures_against_scipy():
     np.testing.assert_allclose(target.log_prob(jnp.asarray(x, jnp.float32)), np.log(density), 1e-4)
 
 
+@pytest.mark.slow
 def test_funnel_against_scipy():
     x = np.random.default_rng(0).normal(size=(20, 8))
     expected = scipy.stats.norm.logpdf(x[:, 0]) + sum(

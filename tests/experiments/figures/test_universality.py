@@ -58,6 +58,7 @@ def test_side_by_side_a_flow_is_fitted_as_if_alone(monkeypatch, direction):
         assert a.size == 0 or np.abs(a[1] - b[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_of_the_restarts_the_best_is_kept(monkeypatch):
     # Flows 0 and 2 are of one target, 1 and 3 of the other.
     shift = np.array([np.nan, 0.0, 0.0, 3.0])
