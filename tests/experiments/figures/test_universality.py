@@ -50,9 +50,9 @@ def test_side_by_side_a_flow_is_fitted_as_if_alone(monkeypatch, direction):
     monkeypatch.setattr(universality, "RESTARTS", {"forward": 1, "reverse": 1})
     together = Cell(2, direction, "affine", TINY)
     samples = universality.target_samples(together.targets, jax.random.key(3), 500)
-    both = universality.fit_cell(together, KEY, samples, 20)
+    both = universality.fit_cell(together, KEY, samples, 60)
     monkeypatch.setattr(universality, "SUITES", {2: (LINE,)})
-    alone = universality.fit_cell(Cell(2, direction, "affine", TINY), KEY, samples[:, :1], 20)
+    alone = universality.fit_cell(Cell(2, direction, "affine", TINY), KEY, samples[:, :1], 60)
     for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a[0], b[0], rtol=1e-4, atol=1e-5)
         assert a.size == 0 or np.abs(a[1] - b[0]).max() > 1e-3
