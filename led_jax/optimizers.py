@@ -111,5 +111,7 @@ def average_of(opt_state: optax.OptState, params: Params) -> Params:
     Where no optimizer keeps one, `params` themselves.
     """
     states = jax.tree.leaves(opt_state, is_leaf=lambda state: isinstance(state, AveragedState))
-    average = next((s.average for s in states if isinstance(s, AveragedState)), params)
-    return jax.tree.map(lambda mean, param: mean.astype(param.dtype), average, params)
+    for state in states:
+        if isinstance(state, AveragedState):
+            return jax.tree.map(lambda mean, p: mean.astype(p.dtype), state.average, params)
+    return params

@@ -21,7 +21,7 @@ from led_jax.checks import checked
 from led_jax.data import Dataset
 from led_jax.densities import Density
 from led_jax.numerics import as_float
-from led_jax.objectives import Objective
+from led_jax.objectives import Objective, maximum_likelihood
 from led_jax.training import Progress, TrainState, adam, fit, once_for_equal
 
 Params = Any
@@ -131,7 +131,6 @@ def to_samples(
         learning_rate=learning_rate,
     )
     _check_finite("samples", samples)
-    rows = samples.reshape(len(samples), -1)
     if context is not None:
         context = np.asarray(as_float("context", context))
         if context.ndim != 2 or len(context) != len(samples):
@@ -140,7 +139,6 @@ def to_samples(
                 f"sample, got {context.shape}"
             )
         _check_finite("context", context)
-        rows = np.concatenate([rows, context.astype(rows.dtype)], 1)
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"to_samples: valid_fraction must be in [0, 1), got {valid_fraction}")
     try:
@@ -152,19 +150,24 @@ def to_samples(
         ) from error
     _warn_of_far_samples(density, params, samples, some)
     split_key, fit_key = jax.random.split(key)
-    rows = rows[np.asarray(jax.random.permutation(split_key, len(rows)))]
-    num_valid = int(valid_fraction * len(rows))
-    valid, train = rows[:num_valid], rows[num_valid:]
-    batch_size = min(batch_size, len(train))
-    log_prob = _LogProb(samples.shape[1:], context is not None)
+    order = np.asarray(jax.random.permutation(split_key, len(samples)))
+    num_valid = int(valid_fraction * len(samples))
+    parts = {"train": order[num_valid:], "valid": order[:num_valid], "test": order[:0]}
+    batch_size = min(batch_size, len(parts["train"]))
+    dataset = Dataset(
+        "samples",
+        samples.shape[1:],
+        **{name: samples[part] for name, part in parts.items()},
+        prepare=_as_they_are,
+        context=context if context is None else {n: context[part] for n, part in parts.items()},
+    )
     return _fit(
         density,
         params,
         fit_key,
-        Dataset("samples", train.shape[1:], train, valid, valid[:0], _as_they_are),
-        _Likelihood(log_prob),
-        score=log_prob,
-        num_epochs=max(1, round(num_steps * batch_size / len(train))),
+        dataset,
+        maximum_likelihood(),
+        num_epochs=max(1, round(num_steps * batch_size / len(dataset.train))),
         batch_size=batch_size,
         learning_rate=learning_rate,
         optimizer=optimizer,
@@ -248,7 +251,7 @@ def to_log_density(
         params,
         key if num_restarts is None else fit_key,
         Dataset("nothing", (0, 0), nothing, nothing[:0], nothing[:0], _as_they_are),
-        divergence,
+        Objective(_nothing, divergence),
         num_epochs=round(num_steps / steps),
         batch_size=1,
         learning_rate=learning_rate,
@@ -438,37 +441,18 @@ def _as_they_are(key: Array, rows: Array) -> Array:
     return rows
 
 
-class _LogProb(NamedTuple):
-    """log q(x) of rows that hold an event's entries and, if there is one, its context.
-
-    Like `_Divergence` a tuple, which equals another one of equal fields: so `training` finds the
-    program of an earlier call again.
-    """
-
-    event_shape: tuple[int, ...]
-    has_context: bool
-
-    def __call__(self, model: Density, params: Params, key: Array, rows: Array) -> dict[str, Array]:
-        size = math.prod(self.event_shape)
-        x = rows[:, :size].reshape(-1, *self.event_shape)
-        context = rows[:, size:] if self.has_context else None
-        return {"log_prob": model.log_prob(params, x, context)}
-
-
-class _Likelihood(NamedTuple):
-    """-E[log q(x)]."""
-
-    log_prob: _LogProb
-
-    def __call__(
-        self, model: Density, params: Params, own: Params, key: Array, rows: Array, step: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        log_prob = self.log_prob(model, params, key, rows)["log_prob"].mean()
-        return -log_prob, {"log_prob": log_prob}
+def _score(
+    model: Density, params: Params, key: Array, x: Array, context: Array | None = None
+) -> dict[str, Array]:
+    return {"log_prob": model.log_prob(params, x, context)}
 
 
 class _Divergence(NamedTuple):
-    """E_q[log q - weight log p], summed over restarts."""
+    """E_q[log q - weight log p], summed over restarts.
+
+    A tuple, which equals another one of equal fields: so `training` finds the program of an earlier
+    call again.
+    """
 
     log_density: LogDensity
     batch_size: int
@@ -533,14 +517,13 @@ def _fit(
     params: Params,
     key: Array,
     dataset: Dataset,
-    loss: _Likelihood | _Divergence,
+    objective: Objective,
     *,
     num_epochs: int,
     batch_size: int,
     learning_rate: float,
     optimizer: optax.GradientTransformation | None,
     num_restarts: int | None = None,
-    score: _LogProb | None = None,
     patience: int | None = None,
     callback: Callback,
 ) -> Fit:
@@ -563,9 +546,9 @@ def _fit(
         dataset,
         key,
         num_epochs,
-        objective=Objective(_nothing, loss),
+        objective=objective,
         batch_size=batch_size,
-        score=score or _nothing,  # Unless there are rows to validate on it is not called.
+        score=_score,
         select="log_prob",
         patience=patience,
         callback=record,
