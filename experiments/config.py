@@ -258,7 +258,7 @@ class Config:
                 raise ValueError(
                     f"--{name}={getattr(self, name)} is no constructor: {error}"
                 ) from error
-        optimizer, _ = descriptions.parse(self.record()["optimizer"])
+        optimizer, _ = descriptions.parse(self.optimizer)
         if self.prior_from and "weight_decay" in descriptions.parameters(optimizer):
             raise ValueError(
                 f"--optimizer={optimizer} decays what --prior_from holds fixed; take one without"

@@ -223,8 +223,10 @@ def _matching(task: Task, params: Any, key: Array) -> dict[str, tuple[float | No
     num_samples = task.config.nll_samples
     draws = estimators.marginal_matching(task.led, params, key, test, num_samples)
     values = {name: np.asarray(getattr(draws, name), np.float64) for name in names}
+    # A single draw does not tell its error, as in the NLL.
+    errors = {n: v.std() / math.sqrt(num_samples) for n, v in values.items() if num_samples > 1}
     return {
-        name: (float(v.mean()), float(v.std() / math.sqrt(num_samples)))
+        name: (float(v.mean()), defined(float(errors.get(name, math.nan))))
         for name, v in values.items()
     }
 

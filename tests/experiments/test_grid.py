@@ -181,7 +181,8 @@ def test_two_shards_come_to_one_table_and_name_what_failed(tmp_path, monkeypatch
     def run(config, workdir, stop):
         if config.learning_rate > 1:
             raise FloatingPointError("diverged")
-        results[workdir] = {"nll": config.seed + 10 * config.prior_depth}
+        nll = config.seed + 10 * config.prior_depth
+        results[workdir] = {"nll": nll, "nll_samples": config.nll_samples}
         return results[workdir]
 
     monkeypatch.setattr(executors, "run", run)
