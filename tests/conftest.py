@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jaxlib
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -16,6 +17,12 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+# XLA's younger emitters of fusions compile three times as long and heed no level of optimization.
+# An unknown flag would end the process, hence only versions that were tried.
+if (0, 8) <= jaxlib.version.__version_info__ < (0, 11):
+    flags = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 # Tolerances are those of float32 products, also on accelerators that round them by default.
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from support.devices import with_devices
 
 from experiments.config import Config
 from experiments.run import run
@@ -344,7 +345,7 @@ def answers(tmp_path_factory):
         done = subprocess.run(
             [sys.executable, "-c", SERVER, binary],
             input=json.dumps(args),
-            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            env=os.environ | {"XLA_FLAGS": with_devices(2)},
             capture_output=True,
             text=True,
             cwd=root,

@@ -13,7 +13,7 @@ BATCH = 40
 
 
 def main(num_devices: int, num_processes: int, index: int, port: int) -> None:
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
+    os.environ["XLA_FLAGS"] = with_devices(num_devices)
     import jax
 
     if num_processes > 1:
@@ -29,6 +29,12 @@ def main(num_devices: int, num_processes: int, index: int, port: int) -> None:
     else:
         found = one_process()
     print(json.dumps(found))
+
+
+def with_devices(num_devices: int) -> str:
+    """XLA's flags for as many devices of the CPU."""
+    count = f"--xla_force_host_platform_device_count={num_devices}"
+    return " ".join([os.environ.get("XLA_FLAGS", ""), count])
 
 
 def setup():
