@@ -106,8 +106,26 @@ def name_role(role, rawtext, text, lineno, inliner, options=None, content=()):
     return [nodes.literal(rawtext, text)], []
 
 
+def escape_bars(app: Sphinx, what: str, name: str, value: object, options, lines: list[str]) -> None:
+    """Keeps log|det J| from being read as a substitution, outside of code and examples."""
+    example = False
+    for i, line in enumerate(lines):
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        if not example:
+            parts = line.split("`")
+            parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+            lines[i] = "`".join(parts)
+
+
+def link_results(app: Sphinx, docname: str, source: list[str]) -> None:
+    """The tables in results/ are no pages of the site: links to them are to the files."""
+    source[0] = re.sub(r"\]\((\.\./results/\w+\.md)\)", r"](path:\1)", source[0])
+
+
 def setup(app: Sphinx) -> None:
     """Registers the above."""
     app.add_role("name", name_role)
+    app.connect("source-read", link_results)
+    app.connect("autodoc-process-docstring", escape_bars)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("env-check-consistency", check_reference)
