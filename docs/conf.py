@@ -5,10 +5,11 @@ import inspect
 import os
 import re
 
-import led_jax
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
+
+import led_jax
 
 # The notebooks' kernels compile more than they compute.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -106,7 +107,9 @@ def name_role(role, rawtext, text, lineno, inliner, options=None, content=()):
     return [nodes.literal(rawtext, text)], []
 
 
-def escape_bars(app: Sphinx, what: str, name: str, value: object, options, lines: list[str]) -> None:
+def escape_bars(
+    app: Sphinx, what: str, name: str, value: object, options, lines: list[str]
+) -> None:
     """Keeps log|det J| from being read as a substitution, outside of code and examples."""
     example = False
     for i, line in enumerate(lines):

@@ -11,7 +11,12 @@ CHEAP, DEAR = "#2b5c8a", "#b3661a"
 
 # Use of the flow; what is asked of `apply` and of `inverse` while training; what fits.
 ROWS = (
-    ("posterior $q(z|x)$", "draws and scores them", "not asked for", "iaf, planar, Sylvester, real_nvp"),
+    (
+        "posterior $q(z|x)$",
+        "draws and scores them",
+        "not asked for",
+        "iaf, planar, Sylvester, real_nvp",
+    ),
     ("prior $p(z)$", "samples, afterwards", "scores every draw of z", "real_nvp, invert(iaf)"),
     ("density of data", "samples, afterwards", "scores every row", "real_nvp, invert(iaf)"),
     ("reverse KL fit", "draws and scores them", "not asked for", "iaf, real_nvp"),
@@ -26,11 +31,20 @@ def main() -> None:
 
     def arrow(start: float, end: float, y: float, asked: bool, text: str) -> None:
         colour = CHEAP if asked else DEAR
-        style = {"arrowstyle": "-|>", "lw": 1.6, "color": colour, "ls": "-" if asked else (0, (3, 2))}
+        style = {
+            "arrowstyle": "-|>",
+            "lw": 1.6,
+            "color": colour,
+            "ls": "-" if asked else (0, (3, 2)),
+        }
         axes.annotate("", (end, y), (start, y), arrowprops=style)
         axes.text((start + end) / 2, y - 9, text, ha="center", va="center", size=9, color=colour)
 
-    for x, text in ((75, "flow of the"), (360, "base and target"), (705, "cheap the way it trains")):
+    for x, text in (
+        (75, "flow of the"),
+        (360, "base and target"),
+        (705, "cheap the way it trains"),
+    ):
         axes.text(x, 25, text, ha="center", va="center", size=10.5, weight="bold")
     for i, (name, apply, inverse, fits) in enumerate(ROWS):
         y = 75 + 75 * i
