@@ -685,7 +685,7 @@ def load(path: str | os.PathLike) -> tuple[Any, Any]:
       path: the directory.
 
     Returns:
-      The model, made anew by its constructors, and its parameters, as `jax.Array`s.
+      The model, made anew by its constructors, and its parameters, each a `jax.Array`.
 
     Raises:
       ValueError: if the directory holds no whole model, or something in it is not registered.

@@ -16,11 +16,18 @@ import led_jax
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/guide.md", "docs/extending.md"]
+EXTENDING = "docs/tutorials/extending.md"
+FENCE = re.compile(r"^```(?:python|\{code-cell\})\n(.*?)^```", re.M | re.S)
+# The build of the site runs the other tutorials; this one's code is tested, too.
+PAGES = ["README.md", EXTENDING] + [
+    str(path.relative_to(ROOT))
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    if "```python" in path.read_text()
+]
 
 
 def blocks(page):
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    return FENCE.findall((ROOT / page).read_text())
 
 
 @pytest.mark.slow
@@ -34,14 +41,27 @@ def test_code_runs(page, tmp_path, monkeypatch):
 
 def test_lines_are_counted():
     """Lines of code without blank ones and comments, of the blocks after the imports."""
-    rows = re.findall(
-        r"^\| .* \| `\w+` \| (\d+) \|", (ROOT / "docs/extending.md").read_text(), re.M
-    )
+    rows = re.findall(r"^\| .* \| `\w+` \| (\d+) \|", (ROOT / EXTENDING).read_text(), re.M)
     counts = [
         sum(bool(line.strip()) and not line.strip().startswith("#") for line in block.splitlines())
-        for block in blocks("docs/extending.md")[1 : 1 + len(rows)]
+        for block in blocks(EXTENDING)[1 : 1 + len(rows)]
     ]
     assert rows and list(map(int, rows)) == counts
+
+
+def anchor(heading):
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(page):
+    """The build of the site checks the links between its own pages."""
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / page).read_text()):
+        path, _, name = target.partition("#")
+        assert (ROOT / path).is_file(), target
+        if name:
+            headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.M)
+            assert name in map(anchor, headings), target
 
 
 MODULES = [info.name for info in pkgutil.walk_packages(led_jax.__path__, "led_jax.")]
