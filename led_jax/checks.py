@@ -22,7 +22,9 @@ C = TypeVar("C", bound=Callable[..., Any])
 _NUMBERS = ("x", "y", "z", "z0", "raw", "context")
 
 # The smallest integer in arguments whose names end in these words, as event_shape does.
-_LEAST = {"shape": 0, "ndims": 0, "seed": 0, "dim": 1, "hidden": 1, "features": 1, "maps": 1}
+_LEAST = {"shape": 0, "ndims": 0, "seed": 0} | dict.fromkeys(
+    ("dim", "hidden", "features", "maps", "params"), 1
+)
 
 
 def checked(function: C, name: str | None = None) -> C:
