@@ -5,6 +5,7 @@ argument. What succeeds is traced and not compiled.
 """
 
 import functools
+import inspect
 import re
 import traceback
 from pathlib import Path
@@ -66,6 +67,7 @@ def pool(*right, wrong=()):
 JUNK = ("4", None, object(), {"a": 1}, 1j)
 STACK = flows.real_nvp((4,), 2, hidden=(8,))
 NORMAL = densities.standard_normal((4,))
+NORMAL_1 = densities.standard_normal((1,))
 KEYS = pool(KEY, jax.random.PRNGKey(1), wrong=(0, None, "0", jnp.zeros(2), jax.random.split(KEY)))
 
 
@@ -134,7 +136,8 @@ def of_flow(flow, x=X, context=None):
     params = zeros(flow.init, KEY, x.right[0], right_context)
     own = pool(params, wrong=() if not jax.tree.leaves(params) else FLOW_PARAMS)
     more = {} if context is None else {"context": context}
-    pools = {name: {"params": own, "x": x, **more} for name in ("apply", "inverse")}
+    entry = "y" if "y" in inspect.signature(flow.inverse).parameters else "x"
+    pools = {"apply": {"params": own, "x": x, **more}, "inverse": {"params": own, entry: x, **more}}
     pools["init"] = {"key": KEYS, "x": x if own.wrong else ANY_WIDTH, **more}
     return methods(repr(flow), flow, pools, "init", "apply", "inverse")
 
@@ -144,7 +147,7 @@ def of_conditioner(name, make):
     params = zeros(network.init, KEY, X.right[0], X.right[0])
     own = pool(params, wrong=FLOW_PARAMS)
     more = {"x": ANY_WIDTH if name == "mlp" else X, "context": X}
-    pools = {"init": {"key": KEYS, **more}, "apply": {"params": own, **more, "x": X}}
+    pools = {"init": {"key": KEYS, **more}, "apply": {"params": own, **more}}
     return {
         **methods(f"{name}(...)(2, 4)", network, pools, *pools),
         f"{name}(...)": Target(
@@ -174,6 +177,7 @@ MODEL = LED(
 ENCODER = networks.MLP((8, 4))
 
 
+MODELS = pool(MODEL, wrong=("led", None, 3, flows.iaf))
 LEDS = pool(MODEL, wrong=("led", None, 3, STACK, NORMAL))
 
 
@@ -211,14 +215,17 @@ def targets():
             for support in (flows.sigmoid(), flows.softplus(), flows.exp(), flows.probit())
             for name, target in of_flow(support, ANY_WIDTH).items()
         },
-        **of_flow(flows.on((0, 2), flows.planar((2,), 2))),
+        **of_flow(
+            flows.on((0, 3), flows.planar((2,), 2)),
+            X._replace(wrong=tuple(x for x in X.wrong if np.shape(x) != (3, 5))),
+        ),
         **of_conditioner("mlp", flows.mlp((8,), context_dim=4)),
         **of_conditioner("made", flows.made((8,), context_dim=4)),
         **of_conditioner("convnet", flows.convnet((2, 2, 1), (3,), context_dim=4)),
         **of_conditioner("pixelcnn", flows.pixelcnn((2, 2, 1), (3,), context_dim=4)),
         **of_density(NORMAL),
         **of_density(densities.student_t((4,), 3.0)),
-        **of_density(densities.product((densities.laplace((3,)), densities.logistic((1,))), (3, 1))),
+        **of_density(densities.product([densities.laplace((3,)), NORMAL_1], (3, 1))),
         **of_density(densities.standardised(NORMAL)),
         **of_density(densities.resampled((4,), hidden=(8,), num_attempts=3, num_draws=8)),
         **of_density(densities.uniform((4,))),
@@ -279,7 +286,10 @@ def targets():
             {"event_shape": EVENT, "depth": DEPTH, "num_columns": COUNT},
         ),
         "random_half": Target(flows.random_half, {"event_shape": EVENT, "seed": SEED}),
-        "checkerboard": Target(flows.checkerboard, {"event_shape": EVENT}),
+        "checkerboard": Target(
+            flows.checkerboard,
+            {"event_shape": EVENT._replace(right=((2, 3),), wrong=(*EVENT.wrong, (4,)))},
+        ),
         "channel": Target(flows.channel, {"event_shape": EVENT}),
         "chain": Target(flows.chain, {"flows": FLOW}),
         "invert": Target(flows.invert, {"flow": FLOW}),
@@ -319,7 +329,7 @@ def targets():
         "logistic": Target(densities.logistic, {"event_shape": EVENT}),
         "product": Target(
             densities.product,
-            {"parts": pool((NORMAL, NORMAL), wrong=(NORMAL, "ab", None, (STACK, NORMAL), ()))}
+            {"parts": pool((NORMAL, NORMAL), wrong=(NORMAL, "ab", None, (STACK, NORMAL)))}
             | {"sizes": pool((4, 4), [4, 4], wrong=(4, "44", None, (4,), (4, -1), (4, 0.5)))},
         ),
         "standardised": Target(
@@ -352,8 +362,8 @@ def targets():
             {"event_shape": EVENT, "num_auxiliary": COUNT, "flow": FLOW, "reverse": DENSITY},
         ),
         "mmd": Target(
-            objectives.mmd, {"weight": POSITIVE_OR_0, "kl_weight": POSITIVE_OR_0}
-            | {"bandwidth": POSITIVE}
+            objectives.mmd,
+            {"weight": POSITIVE_OR_0, "kl_weight": POSITIVE_OR_0} | {"bandwidth": POSITIVE},
         ),
         "adversarial": Target(
             objectives.adversarial,
@@ -442,8 +452,7 @@ def targets():
         "LED.log_weight": Target(MODEL.log_weight, {"params": own, "z": Z, "x": X}),
         "importance_weighted_bound": Target(
             estimators.importance_weighted_bound,
-            {"params": own, "key": KEYS, "x": X, "num_samples": COUNT}
-            | {"led": LEDS},
+            {"params": own, "key": KEYS, "x": X, "num_samples": COUNT} | {"led": LEDS},
         ),
         "nll": Target(
             estimators.nll,
@@ -453,8 +462,7 @@ def targets():
         ),
         "marginal_matching": Target(
             estimators.marginal_matching,
-            {"led": LEDS, "params": own}
-            | {"key": KEYS, "x": data, "num_samples": COUNT},
+            {"led": LEDS, "params": own} | {"key": KEYS, "x": data, "num_samples": COUNT},
             traced=False,
         ),
         "activity": Target(
@@ -466,14 +474,12 @@ def targets():
         ),
         "aggregated_posterior_log_prob": Target(
             estimators.aggregated_posterior_log_prob,
-            {"led": LEDS, "params": own, "z": Z, "encoding": pool(encoding, wrong=("a", None, 3))},
-        ),
-        "class_log_posterior": Target(
-            estimators.class_log_posterior,
-            {"led": LEDS, "params": own, "key": KEYS, "x": data, "num_samples": COUNT}
-            | {"classes": pool(np.eye(3), wrong=("a", None, 3, np.ones((3, 3)) * 1j))}
-            | {"class_probs": pool(None, np.ones(3) / 3, wrong=("a", np.zeros(3), np.ones(2)))},
-            traced=False,
+            {
+                "led": LEDS,
+                "params": own,
+                "z": Z,
+                "encoding": pool(encoding, wrong=("a", None, 3, STACK)),
+            },
         ),
         "log_weights": Target(
             variational.log_weights,
@@ -489,28 +495,32 @@ def targets():
         ),
         "from_arrays": Target(
             data_sets.from_arrays,
-            {"train": pool(np.eye(30, 4), wrong=("a", 3, np.ones((9, 4)) * 1j, np.ones(9) * np.nan))}
+            {
+                "train": pool(
+                    np.eye(30, 4), wrong=("a", 3, np.ones((9, 4)) * 1j, np.ones(9) * np.nan)
+                )
+            }
             | {"split": pool(None, (0.8, 0.1, 0.1), wrong=("a", 3, (1,), (0.5, 0.5, -1.0)))}
             | {"seed": SEED, "values": pool("unit", wrong=("units", 3, None))},
         ),
         "load": Target(
             data_sets.load,
-            {"name": pool("digits", wrong=("digit", 3, None)), "seed": SEED}
+            {"name": pool("digits", wrong=(3, None)), "seed": SEED}
             | {"binarize": pool("static", "dynamic", wrong=("often", 3, None))}
-            | {"data_dir": pool(None, wrong=("/absent", 3))},
+            | {"data_dir": pool(None, wrong=(3, 1j))},
         ),
         "make_mesh": Target(sharding.make_mesh, {"num_devices": pool(0, 1, wrong=NUM_DEVICES)}),
         "init_state": Target(
-            training.init_state,
-            {"model": LEDS, "optimizer": OPTIMIZER, "key": KEYS, "x": ANY_WIDTH}
+            lambda **arguments: training.init_state(**arguments) and None,
+            {"model": MODELS, "optimizer": OPTIMIZER, "key": KEYS, "x": ANY_WIDTH}
             | {"objective": OBJECTIVE},
             traced=False,
         ),
         "epochs": Target(
-            lambda **arguments: next(training.epochs(**arguments)) and (),
-            {"model": LEDS, "optimizer": OPTIMIZER, "key": KEYS, "objective": OBJECTIVE}
+            lambda **arguments: next(training.epochs(**arguments)) and None,
+            {"model": MODELS, "optimizer": OPTIMIZER, "key": KEYS, "objective": OBJECTIVE}
             | {"dataset": pool(DATASET, wrong=("digits", None, 3, np.eye(30, 4)))}
-            | {"batch_size": COUNT, "valid_every": COUNT, "num_epochs": COUNT}
+            | {"batch_size": COUNT, "valid_every": COUNT, "num_epochs": OPTIONAL_WIDTH}
             | {"patience": OPTIONAL_WIDTH, "method": pool("jit", wrong=("jot", 3, None))}
             | {"max_skipped": pool(0, wrong=(-1, "1", None, 1.5))},
             traced=False,
