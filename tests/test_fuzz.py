@@ -194,8 +194,8 @@ def targets():
     of_encoder = pool(params["encoder"], wrong=FLOW_PARAMS)
     log_density = pool(lambda x: -jnp.square(x).sum(-1), wrong=("p", None, 3, NORMAL))
     encoding = MODEL.encoder.apply(params["encoder"], X.right[0])
-    raw = numbers((3, 2, 4), (3, 3, 4), (4,), (3, 2, 5), ())
-    one_raw = numbers((3, 1, 4), (3, 2, 4), (4,), (3, 1, 5), ())
+    raw = numbers((3, 2, 4), (3, 3, 4), (4,), (3, 2, 6), ())
+    one_raw = numbers((3, 1, 4), (3, 2, 4), (4,), (3, 1, 6), ())
     found = {
         **of_flow(STACK),
         **of_flow(flows.real_nvp((4,), 2, (8,), context_dim=3), context=CONTEXT),
