@@ -42,7 +42,7 @@ def checkerboard(event_shape: tuple[int, ...]) -> np.ndarray:
     """
     if len(event_shape) not in (2, 3):
         raise ValueError(
-            f"checkerboard: event_shape must be [H, W] or [H, W, C], got {event_shape}"
+            f"checkerboard: expected an event_shape [H, W] or [H, W, C], got {event_shape}"
         )
     rows, columns = np.indices(event_shape[:2])
     mask = (rows + columns) % 2 == 1
