@@ -18,6 +18,11 @@ _CONNECT_SECONDS = 60
 
 _OTHERS = " (look for the other processes' errors, too)"
 
+_OF_MEMORY = (
+    "Lower the networks' widths or depths or, in training, --batch_size. The NLL has 50 samples of "
+    "40 rows in memory at a time, whatever --nll_samples and --batch_size are"
+)
+
 ERRORS = (ValueError, OSError, FloatingPointError)
 """What a run's input, its files or its numbers can cause: a line says it, without a traceback."""
 
@@ -54,12 +59,11 @@ def processes() -> Iterator[None]:
 
 
 def message_of(error: Exception) -> str:
-    """What an error says; of JAX's long ones, the first line."""
-    return (
-        str(error).partition("\n")[0]
-        if isinstance(error, jax.errors.JaxRuntimeError)
-        else str(error)
-    )
+    """What an error says; of JAX's long ones, the first line, and what to do about memory."""
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return str(error)
+    message = str(error).partition("\n")[0]
+    return f"{message} {_OF_MEMORY}" if "RESOURCE_EXHAUSTED" in message else message
 
 
 def _fail(message: str) -> NoReturn:

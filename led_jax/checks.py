@@ -22,7 +22,9 @@ C = TypeVar("C", bound=Callable[..., Any])
 _NUMBERS = ("x", "y", "z", "z0", "raw", "context")
 
 # The smallest integer in arguments whose names end in these words, as event_shape does.
-_LEAST = {"shape": 0, "ndims": 0, "seed": 0, "dim": 1, "hidden": 1, "features": 1, "maps": 1}
+_LEAST = {"shape": 0, "ndims": 0, "seed": 0} | dict.fromkeys(
+    ("dim", "hidden", "features", "maps", "params", "every", "epochs"), 1
+)
 
 
 def checked(function: C, name: str | None = None) -> C:
@@ -154,8 +156,10 @@ def _refusal(annotation: Any, value: Any) -> Exception | None:
     if annotation in _SCALARS:
         is_right, expected = _SCALARS[annotation]
         return None if is_right(value) else TypeError(expected)
-    is_class = isinstance(annotation, type) and not getattr(annotation, "_is_protocol", False)
-    if not is_class or annotation in _UNCHECKED:
+    if getattr(annotation, "_is_protocol", False):
+        lacking = [name for name in vars(annotation) if name[0] != "_" and not hasattr(value, name)]
+        return TypeError(f"a {annotation.__name__}, with {lacking[0]}") if lacking else None
+    if not isinstance(annotation, type) or annotation in _UNCHECKED:
         return None
     is_none = annotation is types.NoneType
     article = "an" if annotation.__name__[0] in "AEIOU" else "a"

@@ -8,7 +8,7 @@ in float32.
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -420,12 +420,20 @@ def standardised(density: Density, event_ndims: int = 1) -> Density:
         largest = jnp.abs(rows).max(axes)
         return {"mean": rows.mean(axes), "std": jnp.where(std > 1e-6 * largest, std, 1)}
 
+    def check(params: Params) -> None:
+        names = ("density", "x", "context")
+        given_no_context = isinstance(params, Mapping) and "context" not in params
+        check_names("standardised", params, names[:2] if given_no_context else names)
+
     def read(params: Params, name: str, ndim: int) -> tuple[Array, Array]:
         own = jax.lax.stop_gradient(params[name])
         return match_rank(own["mean"], ndim), match_rank(own["std"], ndim)
 
     def standardise(params: Params, name: str, x: Array) -> Array:
         mean, std = read(params, name, x.ndim)
+        own = params[name]["mean"].shape
+        if x.shape[x.ndim - len(own) :] != own:
+            raise ValueError(f"standardised: expected {name} to end in {own}, got {x.shape}")
         return ((x - mean) / std).astype(x.dtype)
 
     def of_context(params: Params, context: Array | None) -> Array | None:
@@ -444,6 +452,7 @@ def standardised(density: Density, event_ndims: int = 1) -> Density:
         return params | {"density": density.init(key, u, of_context(params, context))}
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
+        check(params)
         u = standardise(params, "x", x)
         scores = density.log_prob(params["density"], u, of_context(params, context))
         return (widened(scores) - log_volume(params)).astype(scores.dtype)
@@ -454,6 +463,7 @@ def standardised(density: Density, event_ndims: int = 1) -> Density:
         sample_shape: tuple[int, ...] = (),
         context: Array | None = None,
     ):
+        check(params)
         u, scores = density.sample_and_log_prob(
             params["density"], key, sample_shape, of_context(params, context)
         )
@@ -527,6 +537,7 @@ def resampled(
         }
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
+        check_names("resampled", params, _OF_RESAMPLED)
         key = _key_of(params["acceptance"])
         draws, _ = base.sample_and_log_prob(params["base"], key, (num_draws,), context)
         log_rate = log_mean_exp(log_acceptance(params["acceptance"], draws, context), 0)
@@ -546,6 +557,8 @@ def resampled(
         sample_shape: tuple[int, ...] = (),
         context: Array | None = None,
     ):
+        check_names("resampled", params, _OF_RESAMPLED)
+
         def attempt(key: Array) -> tuple[Array, Array]:
             draw_key, accept_key = jax.random.split(key)
             draw, _ = base.sample_and_log_prob(params["base"], draw_key, sample_shape, context)
@@ -592,11 +605,15 @@ def acceptance_rate(
             "acceptance_rate: expected a resampled density and two draws or more, got "
             f"{density!r} and {num_draws}"
         )
+    check_names("acceptance_rate", params, _OF_RESAMPLED)
     base = of["base"] or standard_normal(of["event_shape"])
     _, log_acceptance = _acceptance(of["event_shape"], of["hidden"], of["context_dim"])
     draws, _ = base.sample_and_log_prob(params["base"], key, (num_draws,), context)
     rates = jnp.exp(log_acceptance(params["acceptance"], draws, context))
     return rates.mean(0), rates.std(0, ddof=1) / math.sqrt(num_draws)
+
+
+_OF_RESAMPLED = ("base", "acceptance")
 
 
 def _acceptance(event_shape: tuple[int, ...], hidden: Sequence[int], context_dim: int | None):

@@ -276,7 +276,7 @@ def _record(value: Any, call: _Call) -> Any:
             call.constants = {name: fields[name] for name in fields.keys() - set(functions)}
             return value._replace(**{name: _public(value, name, call) for name in functions})
     elif callable(value) and not dataclasses.is_dataclass(value):
-        return Recorded(value, call)
+        return Recorded(checked(value, call.entry.name), call)
     raise TypeError(
         f"{call.entry.name}: a constructor returns a NamedTuple of functions or a function, got "
         f"{type(value).__name__}; decorate that class itself with @constructor"

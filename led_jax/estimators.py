@@ -401,6 +401,7 @@ def marginal_matching(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_samples], *chunks)
 
 
+@checked
 @partial(jax.jit, static_argnums=(0, 4))
 def activity(led: LED, params: Params, key: Array, x: Array, num_samples: int = 50) -> Array:
     """Var_x E[z|x] of each latent variable: how much of it says something of x.
@@ -423,9 +424,9 @@ def activity(led: LED, params: Params, key: Array, x: Array, num_samples: int = 
     Raises:
       ValueError: if there are fewer than two rows or draws.
     """
-    if min(len(x), num_samples) < 2:
+    if not x.ndim or min(len(x), num_samples) < 2:
         raise ValueError(
-            f"activity: expected two rows and two samples or more, got {len(x)} rows and "
+            f"activity: expected two rows and two samples or more, got x of shape {x.shape} and "
             f"num_samples={num_samples}"
         )
 
@@ -440,9 +441,19 @@ def activity(led: LED, params: Params, key: Array, x: Array, num_samples: int = 
     return means.var(0, ddof=1) - variances.mean(0) / num_samples
 
 
+@checked
 @partial(jax.jit, static_argnums=(0, 3))
 def encode_all(led: LED, params: Params, x: Array, batch_size: int = 1000) -> Encoding:
-    """The encoder's output for all rows of x `[N, *x_shape]`, in bounded memory."""
+    """The encoder's output for all rows of x `[N, *x_shape]`, in bounded memory.
+
+    Raises:
+      ValueError: if x has no rows, or batch_size is not positive.
+    """
+    if not x.ndim or batch_size < 1:
+        raise ValueError(
+            f"encode_all: expected x [N, *x_shape] and a positive batch_size, got x of shape "
+            f"{x.shape} and batch_size={batch_size}"
+        )
 
     def encode(x: Array) -> Encoding:
         return led.encoding(params, x.astype(jnp.result_type(float)))
@@ -450,6 +461,7 @@ def encode_all(led: LED, params: Params, x: Array, batch_size: int = 1000) -> En
     return jax.lax.map(encode, x, batch_size=batch_size)
 
 
+@checked
 @partial(jax.jit, static_argnums=0)
 def aggregated_posterior_log_prob(led: LED, params: Params, z: Array, encoding: Encoding) -> Array:
     """log q(z) = log 1/N sum_j q(z|x_j), the density that the prior is to match.
@@ -462,7 +474,15 @@ def aggregated_posterior_log_prob(led: LED, params: Params, z: Array, encoding: 
 
     Returns:
       Log-densities `[n]` in nats.
+
+    Raises:
+      ValueError: if z are other points.
     """
+    latent_shape = encoding.mean.shape[1:]
+    if z.shape[1:] != latent_shape or not z.ndim:
+        raise ValueError(
+            f"aggregated_posterior_log_prob: expected z of shape [n, {latent_shape}], got {z.shape}"
+        )
     # A context makes for an inversion of the flow for each pair of a point and a row.
     batch_size = 64 if encoding.context is None else 1
     log_prob = led.posterior_mixture(params, encoding)

@@ -13,12 +13,14 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints, transforms
 from numpyro.infer.util import initialize_model
 
+from led_jax.checks import checked
 from led_jax.densities import Density
 from led_jax.flows.base import Flow
 
 Params = Any
 
 
+@checked
 def to_numpyro(
     density: Density,
     params: Params,
@@ -45,6 +47,7 @@ def to_numpyro(
     return _Distribution(density, params, context, support)
 
 
+@checked
 def flow_to_numpyro(
     flow: Flow, params: Params, codomain: constraints.Constraint | None = None
 ) -> transforms.Transform:
@@ -79,6 +82,7 @@ class Posterior(NamedTuple):
     constrain: Callable[[Array], dict[str, Array]]
 
 
+@checked
 def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Posterior:
     """The posterior of a numpyro model, for `variational.to_log_density` and `evidence`.
 

@@ -1,5 +1,6 @@
 """What is minimised: each objective is one value, with a loss and the terms to report."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from led_jax.descriptions import constructor, describe
+from led_jax.flows.conditioners import check_hidden
 from led_jax.model import LED, Elbo
 from led_jax.modules import pure_of_context
 from led_jax.networks import MLP
@@ -281,9 +283,11 @@ def mmd(weight: float = 1000.0, kl_weight: float = 1.0, bandwidth: float = 1.0) 
       share a batch, `method="jit"` alone computes it on the whole.
 
     Raises:
-      ValueError: if bandwidth is not positive; from the loss, if a batch has fewer than two rows.
+      ValueError: if bandwidth is not positive, or a weight negative; from the loss, if a batch has
+        fewer than two rows.
     """
-    if not bandwidth > 0:
+    _check_weights("mmd", weight=weight, kl_weight=kl_weight)
+    if not 0 < bandwidth < math.inf:
         raise ValueError(f"mmd: bandwidth must be positive, got {bandwidth}")
 
     def loss(
@@ -295,8 +299,8 @@ def mmd(weight: float = 1000.0, kl_weight: float = 1.0, bandwidth: float = 1.0) 
         step: Array,
         context: Array | None = None,
     ):
-        if len(x) < 2:
-            raise ValueError(f"mmd: expected a batch of two rows or more, got {len(x)}")
+        if not x.ndim or len(x) < 2:
+            raise ValueError(f"mmd: expected x of two rows or more, got shape {x.shape}")
         n = len(x)
         terms, *draws = _terms_and_draws(model, params, key, x, context)
         of_q, of_p = map(_rows, draws)
@@ -336,7 +340,12 @@ def adversarial(
       where it can tell nothing), "log_ratio", the mean of c over q(z), which estimates
       KL(q(z) || p(z)) where the critic is at its best, and those of `elbo`. As for `mmd`, the prior
       is sampled.
+
+    Raises:
+      ValueError: if a weight is negative, or a width not positive.
     """
+    _check_weights("adversarial", weight=weight, kl_weight=kl_weight)
+    check_hidden("adversarial", hidden)
     init_critic, critic = pure_of_context(MLP((*hidden, 1)))
 
     def init(
@@ -457,6 +466,12 @@ def _weighted(means: Elbo, kl_weight: float) -> Array:
 
 def _metrics(means: Elbo) -> dict[str, Array]:
     return {"elbo": means.bound, **means._asdict()}
+
+
+def _check_weights(name: str, **weights: float) -> None:
+    for argument, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{name}: {argument} must be 0 or more, got {weight}")
 
 
 def _check_samples(name: str, num_samples: int) -> None:

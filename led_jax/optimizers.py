@@ -1,5 +1,6 @@
 """Optimizers by name, their schedule, and parameters averaged over time: optax transformations."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from led_jax.checks import checked
 from led_jax.descriptions import constructor
 from led_jax.numerics import widened
 
@@ -18,6 +20,7 @@ adamw = constructor(optax.adamw)
 adamax = constructor(optax.adamax)
 
 
+@checked
 def scheduled(
     make: Callable[..., optax.GradientTransformation],
     learning_rate: float,
@@ -35,7 +38,17 @@ def scheduled(
       num_steps: steps until the rate is zero.
       warmup_steps: steps until the rate is at its peak.
       clip_norm: largest global norm of the gradient; None does not clip.
+
+    Raises:
+      ValueError: if a number is out of its range.
     """
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"scheduled: learning_rate must be positive, got {learning_rate}")
+    if not 0 <= warmup_steps < num_steps:
+        raise ValueError(
+            "scheduled: num_steps must be 1 or more, and warmup_steps from 0 to one below them, "
+            f"got num_steps={num_steps} and warmup_steps={warmup_steps}"
+        )
     # Without a warm-up the first step already has the peak rate.
     start = 0.0 if warmup_steps else learning_rate
     schedule = optax.warmup_cosine_decay_schedule(start, learning_rate, warmup_steps, num_steps)
@@ -58,6 +71,7 @@ class AveragedState(NamedTuple):
     average: Params
 
 
+@checked
 def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
     """An optimizer that keeps an average over time of the parameters beside them.
 

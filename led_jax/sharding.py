@@ -14,6 +14,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from led_jax.checks import checked
 from led_jax.numerics import is_key
 
 AXIS = "rows"
@@ -23,6 +24,7 @@ METHODS = ("jit", "pmap")
 """Ways in which `training.epochs` uses several devices."""
 
 
+@checked
 def make_mesh(num_devices: int = 0) -> Mesh:
     """A mesh with one axis, `AXIS`, in the order of the processes.
 
@@ -36,7 +38,8 @@ def make_mesh(num_devices: int = 0) -> Mesh:
     if not 0 <= num_devices <= available:
         raise ValueError(
             f"expected 1 to {available} {jax.default_backend()} devices (0 takes all), got "
-            f"{num_devices}; XLA_FLAGS=--xla_force_host_platform_device_count=N makes N of a CPU"
+            f"num_devices={num_devices}; XLA_FLAGS=--xla_force_host_platform_device_count=N makes "
+            "N of a CPU"
         )
     chosen = [
         device

@@ -16,6 +16,7 @@ import optax
 from jax import Array
 
 from led_jax import optimizers
+from led_jax.checks import checked
 from led_jax.data import Dataset, gather
 from led_jax.model import LED
 from led_jax.objectives import Objective, elbo
@@ -165,6 +166,7 @@ def bound_terms(
     return {"elbo": terms.bound, **terms._asdict()}
 
 
+@checked
 def init_state(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -468,6 +470,7 @@ def _by_pmap(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState)
     return lambda state: compiled(numbers, state, data)
 
 
+@checked
 def begin(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -494,6 +497,7 @@ def begin(
     return Progress(state, state)
 
 
+@checked
 def epochs(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -555,6 +559,8 @@ def epochs(
     epoch = _Epoch(
         model, optimizer, objective, dataset.prepare, batch_size, len(train) // batch_size
     )
+    if max_skipped < 0:
+        raise ValueError(f"epochs: max_skipped must be 0 or more, got {max_skipped}")
     if resume is None:
         resume = begin(model, optimizer, dataset, key, objective)
     progress = resume._replace(
@@ -715,6 +721,7 @@ def _count_skipped(progress: Progress, steps: Steps, max_skipped: int) -> int:
     return total
 
 
+@checked
 def fit(
     model: Model,
     optimizer: optax.GradientTransformation,

@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 from led_jax.checks import checked
 from led_jax.data import Dataset
 from led_jax.densities import Density
-from led_jax.numerics import as_float
+from led_jax.numerics import as_float, as_real
 from led_jax.objectives import Objective, maximum_likelihood
 from led_jax.training import Progress, TrainState, adam, fit, once_for_equal
 
@@ -299,6 +299,8 @@ def log_weights(
 
     The arguments are those of `evidence`; under `jit` and `vmap` it serves many keys at once.
     """
+    if num_samples < 1:
+        raise ValueError(f"log_weights: num_samples must be 1 or more, got {num_samples}")
     log_p, log_q = _log_densities(density, params, key, log_density, num_samples)
     return log_p - log_q
 
@@ -316,7 +318,7 @@ def evidence_from(log_weights: Array | np.ndarray) -> Evidence:
     Raises:
       ValueError: if there are fewer than 25 weights, or one of them is not a number.
     """
-    log_weights = np.asarray(log_weights, np.float64)
+    log_weights = np.asarray(as_real("evidence_from: log_weights", log_weights), np.float64)
     k = pareto_k(log_weights)
     log_z = np.logaddexp.reduce(log_weights) - math.log(len(log_weights))
     weights = np.exp(log_weights - log_z)
@@ -395,10 +397,11 @@ def pareto_k(log_weights: Array | np.ndarray) -> float:
     Raises:
       ValueError: if there are fewer than 25 weights, or one of them is not a number.
     """
-    log_weights = np.sort(np.asarray(log_weights, np.float64))
-    if log_weights.ndim != 1 or len(log_weights) < 25 or not log_weights[-1] < math.inf:
+    log_weights = np.asarray(as_real("pareto_k: log_weights", log_weights), np.float64)
+    log_weights = np.sort(log_weights, None if log_weights.ndim == 0 else -1)
+    if np.ndim(log_weights) != 1 or len(log_weights) < 25 or not log_weights[-1] < math.inf:
         raise ValueError(
-            "pareto_k: expected 25 or more log-weights [n], none NaN or +inf, got shape "
+            "pareto_k: expected 25 or more log_weights [n], none NaN or +inf, got shape "
             f"{log_weights.shape}"
         )
     weights = np.exp(log_weights - log_weights[-1])

@@ -5,6 +5,7 @@ argument. What succeeds is traced and not compiled.
 """
 
 import functools
+import inspect
 import re
 import traceback
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,12 +28,18 @@ from led_jax import (
     encoders,
     estimators,
     flows,
+    interop,
     likelihoods,
     networks,
     objectives,
+    optimizers,
+    posteriors,
     priors,
+    sharding,
+    training,
     variational,
 )
+from led_jax import data as data_sets
 
 HOME = Path(led_jax.__file__).parent
 KEY = jax.random.key(0)
@@ -59,6 +67,7 @@ def pool(*right, wrong=()):
 JUNK = ("4", None, object(), {"a": 1}, 1j)
 STACK = flows.real_nvp((4,), 2, hidden=(8,))
 NORMAL = densities.standard_normal((4,))
+NORMAL_1 = densities.standard_normal((1,))
 KEYS = pool(KEY, jax.random.PRNGKey(1), wrong=(0, None, "0", jnp.zeros(2), jax.random.split(KEY)))
 
 
@@ -99,6 +108,15 @@ FLOW = pool(STACK, wrong=(NORMAL, "nvp", None, 3, flows.real_nvp, flows.affine))
 DENSITY = pool(NORMAL, wrong=(STACK, "normal", None, 3, densities.standard_normal))
 POSITIVE = pool(1.0, 1, np.float32(1), wrong=("1", None, 1j, [1.0], np.nan, 0, -1.0, True, np.inf))
 OPTIONAL_WIDTH = pool(3, np.int64(3), wrong=(0, -1, 2.5, "3", (3,), 1j))
+NUMBER = pool(0.0, 1, np.float32(1), wrong=("1", None, 1j, [1.0], np.nan, True))
+POSITIVE_OR_0 = POSITIVE._replace(wrong=tuple(w for w in POSITIVE.wrong if w != 0 or w is False))
+EVENT_NDIMS = (-1, "1", 1.5, None)
+NUM_DEVICES = (-1, 99, "1", None, 1.5)
+RESAMPLED = densities.resampled((4,), hidden=(8,), num_attempts=3, num_draws=8)
+OPTIMIZER = pool(optax.adam(1e-3), wrong=("adam", None, 3, optax.adam))
+OBJECTIVE = pool(None, objectives.elbo(), wrong=("elbo", 3, objectives.elbo, NORMAL))
+DATASET = data_sets.from_arrays(np.eye(30, 4))
+LOG_WEIGHTS = pool(np.linspace(0, 1, 30), wrong=("a", None, np.ones((3, 30)), 1j, np.ones(30) * 1j))
 FLOW_PARAMS = (None, (), "a", 3, {"a": 1}, [1, 2], {"bias": jnp.ones((2, 3))}, (jnp.ones(3),))
 
 
@@ -118,9 +136,25 @@ def of_flow(flow, x=X, context=None):
     params = zeros(flow.init, KEY, x.right[0], right_context)
     own = pool(params, wrong=() if not jax.tree.leaves(params) else FLOW_PARAMS)
     more = {} if context is None else {"context": context}
-    pools = {name: {"params": own, "x": x, **more} for name in ("apply", "inverse")}
+    entry = "y" if "y" in inspect.signature(flow.inverse).parameters else "x"
+    pools = {"apply": {"params": own, "x": x, **more}, "inverse": {"params": own, entry: x, **more}}
     pools["init"] = {"key": KEYS, "x": x if own.wrong else ANY_WIDTH, **more}
     return methods(repr(flow), flow, pools, "init", "apply", "inverse")
+
+
+def of_conditioner(name, make):
+    network = make(2, 4)
+    params = zeros(network.init, KEY, X.right[0], X.right[0])
+    own = pool(params, wrong=FLOW_PARAMS)
+    more = {"x": ANY_WIDTH if name == "mlp" else X, "context": X}
+    pools = {"init": {"key": KEYS, **more}, "apply": {"params": own, **more}}
+    return {
+        **methods(f"{name}(...)(2, 4)", network, pools, *pools),
+        f"{name}(...)": Target(
+            make,
+            {"num_params": COUNT, "size": pool(4, np.int64(4), wrong=("4", None, 4.0, (4,), 1j))},
+        ),
+    }
 
 
 def of_density(density):
@@ -143,6 +177,10 @@ MODEL = LED(
 ENCODER = networks.MLP((8, 4))
 
 
+MODELS = pool(MODEL, wrong=("led", None, 3, flows.iaf))
+LEDS = pool(MODEL, wrong=("led", None, 3, STACK, NORMAL))
+
+
 @functools.cache
 def targets():
     params = zeros(MODEL.init, KEY, X.right[0])
@@ -155,8 +193,9 @@ def targets():
     of_decoder = pool(params["decoder"], wrong=FLOW_PARAMS)
     of_encoder = pool(params["encoder"], wrong=FLOW_PARAMS)
     log_density = pool(lambda x: -jnp.square(x).sum(-1), wrong=("p", None, 3, NORMAL))
-    raw = numbers((3, 2, 4), (3, 3, 4), (4,), (3, 2, 5), ())
-    one_raw = numbers((3, 1, 4), (3, 2, 4), (4,), (3, 1, 5), ())
+    encoding = MODEL.encoder.apply(params["encoder"], X.right[0])
+    raw = numbers((3, 2, 4), (3, 3, 4), (4,), (3, 2, 6), ())
+    one_raw = numbers((3, 1, 4), (3, 2, 4), (4,), (3, 1, 6), ())
     found = {
         **of_flow(STACK),
         **of_flow(flows.real_nvp((4,), 2, (8,), context_dim=3), context=CONTEXT),
@@ -169,7 +208,26 @@ def targets():
         **of_flow(flows.flatten(flows.actnorm(), (4,))),
         **of_flow(flows.permute(np.array([1, 0, 3, 2]))),
         **of_flow(flows.coupling(np.array([True, False, True, False]), flows.mlp((8,)))),
+        **of_flow(flows.orthogonal_sylvester((4,), 2, 2)),
+        **of_flow(flows.householder_sylvester((4,), 2, 2)),
+        **{
+            name: target
+            for support in (flows.sigmoid(), flows.softplus(), flows.exp(), flows.probit())
+            for name, target in of_flow(support, ANY_WIDTH).items()
+        },
+        **of_flow(
+            flows.on((0, 3), flows.planar((2,), 2)),
+            X._replace(wrong=tuple(x for x in X.wrong if np.shape(x) != (3, 5))),
+        ),
+        **of_conditioner("mlp", flows.mlp((8,), context_dim=4)),
+        **of_conditioner("made", flows.made((8,), context_dim=4)),
+        **of_conditioner("convnet", flows.convnet((2, 2, 1), (3,), context_dim=4)),
+        **of_conditioner("pixelcnn", flows.pixelcnn((2, 2, 1), (3,), context_dim=4)),
         **of_density(NORMAL),
+        **of_density(densities.student_t((4,), 3.0)),
+        **of_density(densities.product([densities.laplace((3,)), NORMAL_1], (3, 1))),
+        **of_density(densities.standardised(NORMAL)),
+        **of_density(densities.resampled((4,), hidden=(8,), num_attempts=3, num_draws=8)),
         **of_density(densities.uniform((4,))),
         **of_density(densities.mixture_of_normals((4,), 2)),
         **of_density(densities.transformed(NORMAL, STACK)),
@@ -207,6 +265,32 @@ def targets():
             {"event_shape": pool((2, 2, 1), [2, 2, 1], wrong=((4,), 4, "abc", (2, 2, 0), None))}
             | {"hidden": WIDTHS},
         ),
+        "pixelcnn": Target(
+            flows.pixelcnn,
+            {"event_shape": pool((2, 2, 1), [2, 2, 1], wrong=((4,), 4, "abc", (2, 2, 0), None))}
+            | {"hidden": WIDTHS},
+        ),
+        "sigmoid": Target(flows.sigmoid, {"low": NUMBER, "high": NUMBER._replace(right=(2.0, 3))}),
+        "softplus": Target(flows.softplus, {"low": NUMBER}),
+        "on": Target(
+            flows.on,
+            {"columns": pool((0, 1), [0, 1], wrong=("ab", 3, None, (0.5,), (0, 0), (-1,)))}
+            | {"flow": FLOW},
+        ),
+        "householder_sylvester": Target(
+            flows.householder_sylvester,
+            {"event_shape": EVENT, "depth": DEPTH, "num_reflections": COUNT},
+        ),
+        "orthogonal_sylvester": Target(
+            flows.orthogonal_sylvester,
+            {"event_shape": EVENT, "depth": DEPTH, "num_columns": COUNT},
+        ),
+        "random_half": Target(flows.random_half, {"event_shape": EVENT, "seed": SEED}),
+        "checkerboard": Target(
+            flows.checkerboard,
+            {"event_shape": EVENT._replace(right=((2, 3),), wrong=(*EVENT.wrong, (4,)))},
+        ),
+        "channel": Target(flows.channel, {"event_shape": EVENT}),
         "chain": Target(flows.chain, {"flows": FLOW}),
         "invert": Target(flows.invert, {"flow": FLOW}),
         "flatten": Target(flows.flatten, {"flow": FLOW, "event_shape": EVENT}),
@@ -240,9 +324,74 @@ def targets():
         "mixture_of_normals": Target(
             densities.mixture_of_normals, {"event_shape": EVENT, "num_components": COUNT}
         ),
+        "student_t": Target(densities.student_t, {"event_shape": EVENT, "df": POSITIVE}),
+        "laplace": Target(densities.laplace, {"event_shape": EVENT}),
+        "logistic": Target(densities.logistic, {"event_shape": EVENT}),
+        "product": Target(
+            densities.product,
+            {"parts": pool((NORMAL, NORMAL), wrong=(NORMAL, "ab", None, (STACK, NORMAL)))}
+            | {"sizes": pool((4, 4), [4, 4], wrong=(4, "44", None, (4,), (4, -1), (4, 0.5)))},
+        ),
+        "standardised": Target(
+            densities.standardised, {"density": DENSITY, "event_ndims": pool(1, wrong=EVENT_NDIMS)}
+        ),
+        "resampled": Target(
+            densities.resampled,
+            {"event_shape": EVENT, "hidden": WIDTHS, "num_attempts": COUNT, "num_draws": COUNT}
+            | {"base": pool(NORMAL, None, wrong=(STACK, "normal", 3))},
+        ),
+        "acceptance_rate": Target(
+            densities.acceptance_rate,
+            {"density": pool(RESAMPLED, wrong=(STACK, "normal", None, 3, NORMAL))}
+            | {"params": pool(zeros(RESAMPLED.init, KEY, X.right[0]), wrong=FLOW_PARAMS)}
+            | {"key": KEYS, "num_draws": COUNT},
+        ),
         "transformed": Target(densities.transformed, {"base": DENSITY, "flow": FLOW}),
         "gaussian": Target(likelihoods.gaussian, {"std": POSITIVE}),
         "discretized_logistic": Target(likelihoods.discretized_logistic, {"num_components": COUNT}),
+        "categorical": Target(likelihoods.categorical, {"num_categories": COUNT}),
+        "learned_gaussian": Target(
+            likelihoods.learned_gaussian, {"scale": pool("one", wrong=("1", None, 3, ("one",)))}
+        ),
+        "learned_gaussian.log_prob": Target(
+            likelihoods.learned_gaussian("entry").log_prob, {"raw": raw, "x": X_OF_RAW}
+        ),
+        "of_flow": Target(posteriors.of_flow, {"flow": FLOW}),
+        "auxiliary": Target(
+            posteriors.auxiliary,
+            {"event_shape": EVENT, "num_auxiliary": COUNT, "flow": FLOW, "reverse": DENSITY},
+        ),
+        "mmd": Target(
+            objectives.mmd,
+            {"weight": POSITIVE_OR_0, "kl_weight": POSITIVE_OR_0} | {"bandwidth": POSITIVE},
+        ),
+        "adversarial": Target(
+            objectives.adversarial,
+            {"weight": POSITIVE_OR_0, "kl_weight": POSITIVE_OR_0, "hidden": WIDTHS},
+        ),
+        **{
+            f"{objective}.loss": Target(
+                functools.partial(objective.loss, MODEL, params, ()),
+                {"key": KEYS, "x": X, "step": pool(0)},
+            )
+            for objective in (
+                objectives.iwae(2),
+                objectives.dreg(2),
+                objectives.stl(),
+                objectives.prior_only(),
+                objectives.mmd(),
+            )
+        },
+        "scheduled": Target(
+            optimizers.scheduled,
+            {"make": pool(optax.adam, wrong=("adam", None, 3)), "learning_rate": POSITIVE}
+            | {"num_steps": COUNT, "warmup_steps": pool(1, 0, wrong=("1", None, -1, 1.5))},
+        ),
+        "averaged": Target(
+            optimizers.averaged,
+            {"optimizer": pool(optax.adam(1e-3), wrong=("adam", None, 3, optax.adam))}
+            | {"decay": pool(0.5, wrong=("1", None, 1j, [0.5], -0.5, 1.0, np.nan))},
+        ),
         "bernoulli.log_prob": Target(
             likelihoods.bernoulli().log_prob, {"raw": one_raw, "x": X_OF_RAW}
         ),
@@ -303,20 +452,85 @@ def targets():
         "LED.log_weight": Target(MODEL.log_weight, {"params": own, "z": Z, "x": X}),
         "importance_weighted_bound": Target(
             estimators.importance_weighted_bound,
-            {"params": own, "key": KEYS, "x": X, "num_samples": COUNT}
-            | {"led": pool(MODEL, wrong=("led", None, 3, STACK, NORMAL))},
+            {"params": own, "key": KEYS, "x": X, "num_samples": COUNT} | {"led": LEDS},
         ),
         "nll": Target(
             estimators.nll,
-            {"led": pool(MODEL, wrong=("led", None, 3, STACK, NORMAL)), "params": own}
+            {"led": LEDS, "params": own}
             | {"key": KEYS, "x": data, "num_samples": COUNT, "batch_size": COUNT},
             traced=False,
         ),
         "marginal_matching": Target(
             estimators.marginal_matching,
-            {"led": pool(MODEL, wrong=("led", None, 3, STACK, NORMAL)), "params": own}
-            | {"key": KEYS, "x": data, "num_samples": COUNT},
+            {"led": LEDS, "params": own} | {"key": KEYS, "x": data, "num_samples": COUNT},
             traced=False,
+        ),
+        "activity": Target(
+            estimators.activity,
+            {"led": LEDS, "params": own, "key": KEYS, "x": rows, "num_samples": COUNT},
+        ),
+        "encode_all": Target(
+            estimators.encode_all, {"led": LEDS, "params": own, "x": rows, "batch_size": COUNT}
+        ),
+        "aggregated_posterior_log_prob": Target(
+            estimators.aggregated_posterior_log_prob,
+            {
+                "led": LEDS,
+                "params": own,
+                "z": Z,
+                "encoding": pool(encoding, wrong=("a", None, 3, STACK)),
+            },
+        ),
+        "log_weights": Target(
+            variational.log_weights,
+            {"density": DENSITY, "params": pool(()), "key": KEYS, "log_density": log_density}
+            | {"num_samples": COUNT},
+        ),
+        "evidence_from": Target(variational.evidence_from, {"log_weights": LOG_WEIGHTS}, False),
+        "pareto_k": Target(variational.pareto_k, {"log_weights": LOG_WEIGHTS}, False),
+        "resample": Target(
+            variational.resample,
+            {"density": DENSITY, "params": pool(()), "key": KEYS, "log_density": log_density}
+            | {"num_samples": COUNT, "num_proposals": pool(30, wrong=(0, -1, "30", None, 30.5))},
+        ),
+        "from_arrays": Target(
+            data_sets.from_arrays,
+            {
+                "train": pool(
+                    np.eye(30, 4), wrong=("a", 3, np.ones((9, 4)) * 1j, np.ones(9) * np.nan)
+                )
+            }
+            | {"split": pool(None, (0.8, 0.1, 0.1), wrong=("a", 3, (1,), (0.5, 0.5, -1.0)))}
+            | {"seed": SEED, "values": pool("unit", wrong=("units", 3, None))},
+        ),
+        "load": Target(
+            data_sets.load,
+            {"name": pool("digits", wrong=(3, None)), "seed": SEED}
+            | {"binarize": pool("static", "dynamic", wrong=("often", 3, None))}
+            | {"data_dir": pool(None, wrong=(3, 1j))},
+        ),
+        "make_mesh": Target(sharding.make_mesh, {"num_devices": pool(0, 1, wrong=NUM_DEVICES)}),
+        "init_state": Target(
+            lambda **arguments: training.init_state(**arguments) and None,
+            {"model": MODELS, "optimizer": OPTIMIZER, "key": KEYS, "x": ANY_WIDTH}
+            | {"objective": OBJECTIVE},
+            traced=False,
+        ),
+        "epochs": Target(
+            lambda **arguments: next(training.epochs(**arguments)) and None,
+            {"model": MODELS, "optimizer": OPTIMIZER, "key": KEYS, "objective": OBJECTIVE}
+            | {"dataset": pool(DATASET, wrong=("digits", None, 3, np.eye(30, 4)))}
+            | {"batch_size": COUNT, "valid_every": COUNT, "num_epochs": OPTIONAL_WIDTH}
+            | {"patience": OPTIONAL_WIDTH, "method": pool("jit", wrong=("jot", 3, None))}
+            | {"max_skipped": pool(0, wrong=(-1, "1", None, 1.5))},
+            traced=False,
+        ),
+        "to_numpyro": Target(
+            interop.to_numpyro, {"density": DENSITY, "params": pool((), wrong=("a", 3j))}
+        ),
+        "flow_to_numpyro": Target(
+            interop.flow_to_numpyro,
+            {"flow": FLOW, "params": pool(zeros(STACK.init, KEY, X.right[0]), wrong=("a", 3j))},
         ),
         "to_samples": Target(
             variational.to_samples,

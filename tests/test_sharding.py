@@ -93,7 +93,7 @@ def test_several_processes_train_and_evaluate_as_one(eight_devices, num_processe
 
 def test_a_mesh_of_more_devices_than_there_are():
     available = jax.local_device_count()
-    message = f"expected 1 to {available} .* devices .*, got {available + 1}"
+    message = f"expected 1 to {available} .* devices .*, got num_devices={available + 1}"
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(available + 1)
     assert sharding.make_mesh(1).axis_names == (sharding.AXIS,)

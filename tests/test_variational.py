@@ -329,7 +329,7 @@ def test_pareto_k_is_the_tail_of_the_weights():
         np.testing.assert_allclose(np.mean(estimates), k, atol=0.12)
     assert variational.pareto_k(np.zeros(100)) == 0
     for wrong in (np.zeros(24), np.full(30, np.nan), np.zeros((5, 10))):
-        with pytest.raises(ValueError, match="expected 25 or more log-weights"):
+        with pytest.raises(ValueError, match="expected 25 or more log_weights"):
             variational.pareto_k(wrong)
 
 

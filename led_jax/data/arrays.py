@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from led_jax.data.contexts import make_context
 from led_jax.data.dataset import SPLITS, Dataset, Prepare, binarize, cast
-from led_jax.data.draws import bernoulli, random_words
+from led_jax.data.draws import bernoulli, check_seed, random_words
 from led_jax.data.npz import names_of, read_npz
 from led_jax.data.rows import check_rows
 
@@ -57,6 +57,7 @@ def from_arrays(
     Raises:
         ValueError: an argument, a shape, dtype or value is not as above, or a split is empty.
     """
+    check_seed(seed)
     arrays = {"train": train, "valid": valid, "test": test}
     arrays = {key: np.asarray(array) for key, array in arrays.items() if array is not None}
     image_shape = arrays["train"].shape[1:]
@@ -197,9 +198,13 @@ def split_rows(rows: np.ndarray, ends: Sequence[int], seed: int) -> dict[str, np
 
 def _ends(name: str, num_rows: int, parts: Sequence[float]) -> list[int]:
     """Where train and valid end, of that many rows."""
-    if len(parts) != 3 or not min(parts) > 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6):
+    if (
+        np.shape(parts) != (3,)
+        or not min(parts) > 0
+        or not math.isclose(sum(parts), 1, abs_tol=1e-6)
+    ):
         raise ValueError(
-            f"{name}: split is {tuple(parts)}, expected three positive parts of sum 1, such as "
+            f"{name}: split is {parts}, expected three positive parts of sum 1, such as "
             "0.8, 0.1, 0.1"
         )
     ends = [round(num_rows * end) for end in (parts[0], parts[0] + parts[1])]

@@ -13,6 +13,12 @@ def random_words(seed: int, stream: int, size: int) -> np.ndarray:
     return np.random.PCG64([stream, seed]).random_raw(size)
 
 
+def check_seed(seed: int) -> None:
+    """Raises a ValueError unless the seed is a whole number of 0 or more."""
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed is {seed!r}, expected 0 or more")
+
+
 def bernoulli(levels: np.ndarray, top: int, *, seed: int, stream: int) -> np.ndarray:
     """Draws each pixel independently with P(1) = level / top.
 

@@ -8,6 +8,7 @@ from led_jax.data.binarized_mnist import load_binarized_mnist
 from led_jax.data.dataset import Dataset, cast
 from led_jax.data.dataset import binarize as draw
 from led_jax.data.digits import load_digits
+from led_jax.data.draws import check_seed
 from led_jax.data.files import NAMED, has_file, load_named
 from led_jax.data.tfds import load_tfds
 
@@ -57,8 +58,11 @@ def load(
         raise ValueError(f"binarize is {binarize!r}, expected 'static' or 'dynamic'")
     if condition not in ("", "labels"):
         raise ValueError(f"condition is {condition!r}, expected '' or 'labels'")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}, expected 0 or more")
+    check_seed(seed)
+    if not isinstance(name, str):
+        raise ValueError(f"name is {name!r}, expected a string, such as 'digits'")
+    if not isinstance(data_dir, str | os.PathLike | None):
+        raise ValueError(f"data_dir is {data_dir!r}, expected a path or None")
     if data_dir is not None:
         data_dir = os.path.expanduser(data_dir)
         if not os.path.isdir(data_dir):

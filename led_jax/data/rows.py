@@ -29,9 +29,11 @@ VALUES = {
 
 
 def _values(name: str) -> _Values:
-    below, _, number = name.partition(" ")
-    if below == "below":
+    below, _, number = str(name).partition(" ")
+    if below == "below" and number.isdecimal():
         return _Values(0, int(number) - 1, True, f"whole numbers 0..{int(number) - 1}")
+    if name not in VALUES:
+        raise ValueError(f"values is {name!r}, expected 'below N' or one of {list(VALUES)}")
     return VALUES[name]
 
 

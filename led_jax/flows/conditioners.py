@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import initializers
 
+from led_jax.checks import checked
 from led_jax.descriptions import constructor, describe
 from led_jax.flows.base import InitFn, Params
 from led_jax.numerics import match_rank, widened
@@ -20,8 +21,19 @@ from led_jax.numerics import match_rank, widened
 Kind = Literal["passing", "whole", "autoregressive"]
 
 
-class Conditioner(NamedTuple):
+class _Conditioner(NamedTuple):
+    init: InitFn
+    apply: Callable[..., Array]
+    kind: Kind
+    incremental: Callable[..., tuple[Any, Callable[..., tuple[Array, Any]]]] | None = None
+
+    __repr__ = describe
+
+
+class Conditioner(_Conditioner):
     """A network that emits the parameters of a transformer, as pure functions.
+
+    Its functions take whatever holds real numbers, as a flow's do.
 
     Attributes:
       init: `(key, x, context=None) -> params`.
@@ -38,12 +50,20 @@ class Conditioner(NamedTuple):
         anything finite. None if there is no such way.
     """
 
-    init: InitFn
-    apply: Callable[..., Array]
-    kind: Kind
-    incremental: Callable[..., tuple[Any, Callable[..., tuple[Array, Any]]]] | None = None
-
-    __repr__ = describe
+    def __new__(
+        cls,
+        init: InitFn,
+        apply: Callable[..., Array],
+        kind: Kind,
+        incremental: Callable[..., tuple[Any, Callable[..., tuple[Array, Any]]]] | None = None,
+    ) -> "Conditioner":
+        """A conditioner whose functions check their arguments."""
+        functions = {"init": init, "apply": apply, "incremental": incremental}
+        init, apply, incremental = (
+            function and checked(function, f"Conditioner.{name}")
+            for name, function in functions.items()
+        )
+        return super().__new__(cls, init, apply, kind, incremental)
 
 
 MakeConditioner = Callable[[int, int], Conditioner]
@@ -85,8 +105,13 @@ def mlp(
                 layers["context"] = {"kernel": (context_dim, hidden[0])}
             return layers
 
+        def read(x: Array, context: Array | None) -> Array | None:
+            if not x.ndim:
+                raise ValueError("mlp: expected x of shape [..., K], got a scalar")
+            return read_context(context_dim, x, context)
+
         def init(key: Array, x: Array, context: Array | None = None) -> Params:
-            read_context(context_dim, x, context)
+            read(x, context)
             layers = shapes(x.shape[-1])
             last = f"dense_{len(hidden)}"
             params = {}
@@ -105,7 +130,7 @@ def mlp(
             return params
 
         def apply(params: Params, x: Array, context: Array | None = None) -> Array:
-            context = read_context(context_dim, x, context)
+            context = read(x, context)
             check_shapes("mlp", params, shapes(x.shape[-1]))
             # Inside, entries are the first axis and the batch the last, as in the coupling layers
             # around it.

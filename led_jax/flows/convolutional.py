@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from led_jax.checks import check_names
 from led_jax.convolutions import Conv
 from led_jax.descriptions import constructor
 from led_jax.flows.base import Params
@@ -121,6 +122,7 @@ def pixelcnn(
 
         def apply(params: Params, x: Array, context: Array | None = None) -> Array:
             x, context = read(x, context)
+            check_names("pixelcnn", params, ("stacks", "pixel"))
             seen = apply_stacks(params["stacks"], x, context)
             return _to_params(pixel.apply(params["pixel"], x, seen))
 

@@ -6,7 +6,10 @@ unchanged and conditions on. All are NumPy constants made from static arguments.
 
 import numpy as np
 
+from led_jax.checks import checked
 
+
+@checked
 def random_half(event_shape: tuple[int, ...], seed: int) -> np.ndarray:
     """A mask of D // 2 entries drawn at random from the event's D.
 
@@ -24,6 +27,7 @@ def random_half(event_shape: tuple[int, ...], seed: int) -> np.ndarray:
     return mask.reshape(event_shape)
 
 
+@checked
 def checkerboard(event_shape: tuple[int, ...]) -> np.ndarray:
     """A mask that alternates along the rows and columns of an `[H, W, C]` or `[H, W]` event.
 
@@ -37,12 +41,15 @@ def checkerboard(event_shape: tuple[int, ...]) -> np.ndarray:
       ValueError: if the event has neither two nor three axes.
     """
     if len(event_shape) not in (2, 3):
-        raise ValueError(f"checkerboard: expected an event [H, W] or [H, W, C], got {event_shape}")
+        raise ValueError(
+            f"checkerboard: expected an event_shape [H, W] or [H, W, C], got {event_shape}"
+        )
     rows, columns = np.indices(event_shape[:2])
     mask = (rows + columns) % 2 == 1
     return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(event_shape) - 2)), event_shape)
 
 
+@checked
 def channel(event_shape: tuple[int, ...]) -> np.ndarray:
     """A mask of the first half of the last axis.
 
@@ -50,7 +57,12 @@ def channel(event_shape: tuple[int, ...]) -> np.ndarray:
 
     >>> channel((1, 1, 4))[0, 0].astype(int).tolist()
     [1, 1, 0, 0]
+
+    Raises:
+      ValueError: if the event has no axis.
     """
+    if not event_shape:
+        raise ValueError("channel: event_shape must have one axis or more, got ()")
     return np.broadcast_to(np.arange(event_shape[-1]) < event_shape[-1] // 2, event_shape)
 
 

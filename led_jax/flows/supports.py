@@ -189,7 +189,7 @@ def on(columns: Sequence[int], flow: Flow) -> Flow:
     def select(x: Array) -> Array:
         if not x.ndim or x.shape[-1] <= picked.max():
             raise ValueError(
-                f"on: expected vectors [..., D] with an entry {picked.max()}, got {x.shape}"
+                f"on: expected x of shape [..., D] with an entry {picked.max()}, got {x.shape}"
             )
         return x[..., picked]
 

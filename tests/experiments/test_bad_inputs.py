@@ -197,7 +197,7 @@ CASES = [
         ("--dataset=no_such_set", "data set 'no_such_set': expected 'digits'"),
         ("--data_dir=absent", "absent' is not an existing directory"),
         ("--devices=-1", "--devices must be 0 or more, got -1"),
-        ("--devices=3", "--devices: expected 1 to 2 cpu devices (0 takes all), got 3"),
+        ("--devices=3", "--devices: expected 1 to 2 cpu devices (0 takes all), got num_devices=3"),
         ("--batch_size=25", "--batch_size=25 does not divide over 2 devices"),
         ("--parallel=shard_map", "value should be one of <jit|pmap>"),
         ("--parallel=pmap --data_placement=host", "needs --data_placement=device, got 'host'"),

@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 from support import free_port
@@ -123,6 +124,16 @@ def test_processes_that_cannot_meet_say_so(monkeypatch, index, listens, message)
         other.listen() if listens else other.close()
         with pytest.raises(ValueError, match=message.replace("PORT", str(port))):
             distributed._arrive("localhost", port, index) if index else distributed._gather(port, 3)
+
+
+def test_memory_exhausted_says_what_to_lower(capsys):
+    with pytest.raises(SystemExit), distributed.processes():
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nat"
+        )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes. Lower the")
+    assert "--batch_size" in line
 
 
 def test_processes_meet_whoever_comes_first():

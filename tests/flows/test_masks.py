@@ -38,7 +38,7 @@ def test_checkerboard():
 
 @pytest.mark.parametrize("shape", [(4,), (), (2, 2, 2, 2)])
 def test_checkerboard_needs_rows_and_columns(shape):
-    with pytest.raises(ValueError, match=r"expected an event \[H, W\] or \[H, W, C\], got"):
+    with pytest.raises(ValueError, match=r"expected an event_shape \[H, W\] or \[H, W, C\], got"):
         masks.checkerboard(shape)
 
 
