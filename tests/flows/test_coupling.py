@@ -232,7 +232,7 @@ def test_mask_must_split_the_event(mask, given):
         ((1, 1, 1), "checkerboard", r"does not split an event of shape \(1, 1, 1\)"),
         ((3, 3, 2), "checkerboard", r"does not split an event of shape \(3, 3, 2\)"),
         ((4, 4, 1), "channel", r"does not split an event of shape \(4, 4, 1\)"),
-        ((4,), "checkerboard", r"expected an event \[H, W\] or \[H, W, C\], got \(4,\)"),
+        ((4,), "checkerboard", r"expected an event_shape \[H, W\] or \[H, W, C\], got \(4,\)"),
     ],
 )
 def test_real_nvp_masks_must_split_the_event(event_shape, mask, message):
