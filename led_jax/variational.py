@@ -538,6 +538,10 @@ def _fit(
     losses = []
 
     def record(progress: Progress) -> None:
+        if not progress.train:
+            raise FloatingPointError(
+                f"the log-density or its gradient is finite in none of {progress.skipped} steps"
+            )
         losses.append(-progress.train["log_prob"])
         callback(progress)
 
