@@ -118,7 +118,10 @@ def _read_amat(path: Path, published: _Published) -> np.ndarray:
     """Returns the rows of one published file, packed: uint8 `[rows, 98]`."""
     size, found = published.rows * _PIXELS * 2, path.stat().st_size
     if found != size:
-        raise ValueError(f"{path}: size is {found} bytes, expected {size}: truncated or altered")
+        raise ValueError(
+            f"{path}: size is {found} bytes, expected {size}: truncated or altered (compressed, or "
+            "with other line ends); pass the file as it was published"
+        )
     content = path.read_bytes()
     _check_sha256(path, content, published.sha256)
     text = np.frombuffer(content, np.uint8).reshape(published.rows, 2 * _PIXELS)

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import os
 import pickle
@@ -127,10 +128,22 @@ def test_any_damage_to_a_text_file_is_an_error_and_nothing_is_written(
         path.write_bytes(content)
 
 
-def test_text_file_with_more_than_was_published(published, tmp_path):
-    with amat_path(tmp_path, "test").open("ab") as file:
-        file.write(b"0 1\n")
-    with pytest.raises(ValueError, match="test.amat: size is 3140 bytes, expected 3136"):
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda text: text + b"0 1\n",
+        lambda text: text + b"\n",
+        lambda text: text.replace(b"\n", b"\r\n"),
+        gzip.compress,
+    ],
+    ids=["another row", "a blank line", "CRLF", "gzip"],
+)
+def test_text_file_other_than_published(published, tmp_path, alter):
+    path = amat_path(tmp_path, "test")
+    altered = alter(path.read_bytes())
+    path.write_bytes(altered)
+    message = f"test.amat: size is {len(altered)} bytes, expected 3136: .* as it was published"
+    with pytest.raises(ValueError, match=message):
         read(tmp_path)
 
 
