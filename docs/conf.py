@@ -56,6 +56,7 @@ html_title = "led_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
+    "navbar_persistent": [],  # The search field is in the sidebar.
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,
