@@ -608,6 +608,12 @@ def test_wrong_arguments(options, message):
         run_toy(Toy(), 1, dataset(rows, rows), **({"batch_size": 2} | options))
 
 
+def test_without_jit_training_says_what_to_do():
+    rows = np.zeros((4, 1), np.uint8)
+    with jax.disable_jit(), pytest.raises(ValueError, match="unset JAX_DISABLE_JIT"):
+        run_toy(Toy(), 1, dataset(rows), batch_size=2)
+
+
 def rates(optimizer, steps):
     """Adam's step for a constant gradient is the learning rate."""
     params, grads = jnp.zeros(()), jnp.ones(())

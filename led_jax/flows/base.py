@@ -175,7 +175,10 @@ def repeat(
             params = flow.init(key, x, context)
             return flow.apply(params, x, context)[0], params
 
-        return jax.lax.scan(body, x, (jax.random.split(key, depth), constants), length=depth)[1]
+        keys = jax.random.split(key, depth)
+        # Without being traced, a scan of no layers does not know its results' types.
+        with jax.disable_jit(jax.config.jax_disable_jit and depth > 0):
+            return jax.lax.scan(body, x, (keys, constants), length=depth)[1]
 
     def traced_once(direction: str) -> Callable[..., Any]:
         return jax.jit(lambda constants, *args: getattr(make(constants), direction)(*args))

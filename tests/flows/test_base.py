@@ -173,6 +173,14 @@ def test_depth_zero_is_the_identity_on_any_event(event_shape):
             assert log_det.dtype == x.dtype
 
 
+def test_a_stack_needs_no_jit():
+    flow, x = flows.real_nvp((2,), 0), jnp.ones((3, 2))
+    with jax.disable_jit():
+        params = flow.init(KEY, x)
+        assert flow.apply(params, x)[1].shape == (3,)
+    assert jax.tree.structure(params) == jax.tree.structure(flow.init(KEY, x))
+
+
 def test_flatten_reads_the_event_in_row_major_order():
     flow = flows.flatten(flows.reverse(), (2, 3))
     y, log_det = flow.apply((), jnp.arange(12.0).reshape(2, 2, 3))
