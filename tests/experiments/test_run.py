@@ -319,17 +319,23 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch):
-    nan_in_step(monkeypatch, 3)
     config = dataclasses.replace(TINY, max_skipped=2, checkpoint_epochs=1)
-    with pytest.raises(
-        FloatingPointError,
-        match="not finite in step 4 of epoch 3: 3 updates were skipped for that so far, more than "
-        rf"max_skipped=2. .* The last good checkpoint is {tmp_path}/f/checkpoints/2; start again",
-    ):
-        run(config, tmp_path / "f")
+    with monkeypatch.context() as patch:
+        nan_in_step(patch, 3)
+        with pytest.raises(
+            FloatingPointError,
+            match="not finite in step 4 of epoch 3: 3 updates were skipped for that so far, more "
+            rf"than max_skipped=2. .* The last good checkpoint is {tmp_path}/f/checkpoints/2; "
+            "start again",
+        ):
+            run(config, tmp_path / "f")
     assert not (tmp_path / "f" / "result.json").exists()
     kept = sorted(path.name for path in (tmp_path / "f" / "checkpoints").iterdir())
     assert kept == ["1", "2"]
+    # Without the cause, it goes on from there.
+    run(config, tmp_path / "f")
+    lines = (tmp_path / "f" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, config.epochs + 1))
 
 
 @pytest.mark.slow
