@@ -561,7 +561,7 @@ def epochs(
     )
     if max_skipped < 0:
         raise ValueError(f"epochs: max_skipped must be 0 or more, got {max_skipped}")
-    if jax.config.jax_disable_jit:
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(
             "epochs: an epoch is one compiled program, and jit is disabled: unset JAX_DISABLE_JIT, "
             "or to look into a step, differentiate the objective's loss yourself"

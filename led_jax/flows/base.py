@@ -177,7 +177,8 @@ def repeat(
 
         keys = jax.random.split(key, depth)
         # Without being traced, a scan of no layers does not know its results' types.
-        with jax.disable_jit(jax.config.jax_disable_jit and depth > 0):
+        is_eager = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+        with jax.disable_jit(is_eager and depth > 0):
             return jax.lax.scan(body, x, (keys, constants), length=depth)[1]
 
     def traced_once(direction: str) -> Callable[..., Any]:
