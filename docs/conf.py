@@ -5,7 +5,9 @@ import inspect
 import os
 import re
 
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyXRefRole
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
@@ -100,9 +102,6 @@ def skip_fields(app: Sphinx, what: str, name: str, value: object, skip: bool, op
 
 def name_role(role, rawtext, text, lineno, inliner, options=None, content=()):
     """A docstring's `text`: a link where it is a name that the reference has, else code."""
-    from docutils import nodes
-    from sphinx.domains.python import PyXRefRole
-
     if re.fullmatch(r"[A-Za-z_][\w.]*\w", text):
         return PyXRefRole()("py:obj", rawtext, text, lineno, inliner)
     return [nodes.literal(rawtext, text)], []

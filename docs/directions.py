@@ -9,17 +9,31 @@ import matplotlib.pyplot as plt
 
 CHEAP, DEAR = "#2b5c8a", "#b3661a"
 
-# Use of the flow; what is asked of `apply` and of `inverse` while training; what fits.
+# Use of the flow; the direction that training asks for; what that and the other one are asked for;
+# what fits.
 ROWS = (
     (
         "posterior $q(z|x)$",
+        "apply",
         "draws and scores them",
         "not asked for",
         "iaf, planar, Sylvester, real_nvp",
     ),
-    ("prior $p(z)$", "samples, afterwards", "scores every draw of z", "real_nvp, invert(iaf)"),
-    ("density of data", "samples, afterwards", "scores every row", "real_nvp, invert(iaf)"),
-    ("reverse KL fit", "draws and scores them", "not asked for", "iaf, real_nvp"),
+    (
+        "prior $p(z)$",
+        "inverse",
+        "scores every draw of z",
+        "samples, afterwards",
+        "real_nvp, invert(iaf)",
+    ),
+    (
+        "density of data",
+        "inverse",
+        "scores every row",
+        "samples, afterwards",
+        "real_nvp, invert(iaf)",
+    ),
+    ("reverse KL fit", "apply", "draws and scores them", "not asked for", "iaf, real_nvp"),
 )
 
 
@@ -46,14 +60,15 @@ def main() -> None:
         (705, "cheap the way it trains"),
     ):
         axes.text(x, 25, text, ha="center", va="center", size=10.5, weight="bold")
-    for i, (name, apply, inverse, fits) in enumerate(ROWS):
+    for i, (name, trained, training, otherwise, fits) in enumerate(ROWS):
         y = 75 + 75 * i
-        trains_by_apply = inverse == "not asked for"
         axes.text(75, y, name, ha="center", va="center", size=10.5)
         for x in (200, 520):
             axes.plot(x, y, "o", ms=9, color="#444444")
-        arrow(212, 508, y - 8, trains_by_apply, f"apply: {apply}")
-        arrow(508, 212, y + 20, not trains_by_apply, f"inverse: {inverse}")
+        for direction, start, end, height in (("apply", 212, 508, -8), ("inverse", 508, 212, 20)):
+            asked = direction == trained
+            text = f"{direction}: {training if asked else otherwise}"
+            arrow(start, end, y + height, asked, text)
         axes.text(705, y, fits, ha="center", va="center", size=9.5, family="monospace")
         axes.plot((20, 840), (y + 36, y + 36), color="#dddddd", lw=0.8)
     figure.savefig(pathlib.Path(__file__).with_suffix(".png"), dpi=110)

@@ -19,8 +19,8 @@ _CONNECT_SECONDS = 60
 _OTHERS = " (look for the other processes' errors, too)"
 
 _OF_MEMORY = (
-    "Lower the networks' widths or depths or, in training, --batch_size. The NLL has 50 samples of "
-    "40 rows in memory at a time, whatever --nll_samples and --batch_size are"
+    "Lower the networks' widths or depths or, in training, --batch_size. The NLL takes a few "
+    "samples of a few rows at a time, whatever --nll_samples and --batch_size are"
 )
 
 ERRORS = (ValueError, OSError, FloatingPointError)

@@ -22,7 +22,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 _NUMBERS = ("x", "y", "z", "z0", "raw", "context")
 
 # The smallest integer in arguments whose names end in these words, as event_shape does.
-_LEAST = {"shape": 0, "ndims": 0, "seed": 0} | dict.fromkeys(
+_LEAST = {"shape": 0, "ndims": 0, "seed": 0, "skipped": 0} | dict.fromkeys(
     ("dim", "hidden", "features", "maps", "params", "every", "epochs"), 1
 )
 

@@ -476,12 +476,13 @@ def aggregated_posterior_log_prob(led: LED, params: Params, z: Array, encoding: 
       Log-densities `[n]` in nats.
 
     Raises:
-      ValueError: if z are other points.
+      ValueError: if z is of another shape.
     """
     latent_shape = encoding.mean.shape[1:]
     if z.shape[1:] != latent_shape or not z.ndim:
+        expected = ", ".join(map(str, ("n", *latent_shape)))
         raise ValueError(
-            f"aggregated_posterior_log_prob: expected z of shape [n, {latent_shape}], got {z.shape}"
+            f"aggregated_posterior_log_prob: expected z of shape [{expected}], got {z.shape}"
         )
     # A context makes for an inversion of the flow for each pair of a point and a row.
     batch_size = 64 if encoding.context is None else 1

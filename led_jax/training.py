@@ -559,13 +559,6 @@ def epochs(
     epoch = _Epoch(
         model, optimizer, objective, dataset.prepare, batch_size, len(train) // batch_size
     )
-    if max_skipped < 0:
-        raise ValueError(f"epochs: max_skipped must be 0 or more, got {max_skipped}")
-    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
-        raise ValueError(
-            "epochs: an epoch is one compiled program, and jit is disabled: unset JAX_DISABLE_JIT, "
-            "or to look into a step, differentiate the objective's loss yourself"
-        )
     if resume is None:
         resume = begin(model, optimizer, dataset, key, objective)
     progress = resume._replace(
@@ -638,8 +631,6 @@ def _check_epochs(
         raise ValueError(
             f"epochs: batch_size={batch_size} does not divide over {placement.mesh.size} devices"
         )
-    if valid_every < 1:
-        raise ValueError(f"epochs: valid_every must be 1 or more, got {valid_every}")
     if patience is not None and patience < 1:
         raise ValueError(f"epochs: patience must be 1 or more, or None, got {patience}")
     if patience is not None and patience < valid_every:
@@ -651,6 +642,11 @@ def _check_epochs(
         raise ValueError(f"epochs: method must be one of {', '.join(METHODS)}, got {method!r}")
     if method == "pmap" and on_host:
         raise ValueError("epochs: method='pmap' needs the data on the devices; take 'jit'")
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            "epochs: an epoch is one compiled program, and jit is disabled: unset JAX_DISABLE_JIT, "
+            "or to look into a step, differentiate the objective's loss yourself"
+        )
 
 
 def _validation(
@@ -757,8 +753,6 @@ def fit(
       ValueError: if there is nothing to do, or as in `epochs`.
       FloatingPointError: as in `epochs`.
     """
-    if num_epochs < 1:
-        raise ValueError(f"fit: num_epochs must be 1 or more, got {num_epochs}")
     progress = resume
     for progress in epochs(
         model, optimizer, dataset, key, num_epochs=num_epochs, resume=resume, **options

@@ -398,13 +398,12 @@ def pareto_k(log_weights: Array | np.ndarray) -> float:
       ValueError: if there are fewer than 25 weights, or one of them is not a number.
     """
     log_weights = np.asarray(as_real("pareto_k: log_weights", log_weights), np.float64)
-    log_weights = np.sort(log_weights, None if log_weights.ndim == 0 else -1)
-    if np.ndim(log_weights) != 1 or len(log_weights) < 25 or not log_weights[-1] < math.inf:
+    if log_weights.ndim != 1 or len(log_weights) < 25 or not log_weights.max() < math.inf:
         raise ValueError(
             "pareto_k: expected 25 or more log_weights [n], none NaN or +inf, got shape "
             f"{log_weights.shape}"
         )
-    weights = np.exp(log_weights - log_weights[-1])
+    weights = np.sort(np.exp(log_weights - log_weights.max()))
     size = math.ceil(min(0.2 * len(weights), 3 * math.sqrt(len(weights))))
     excess = weights[-size:] - weights[-size - 1]
     excess = excess[excess > 0]

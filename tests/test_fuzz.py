@@ -109,7 +109,8 @@ DENSITY = pool(NORMAL, wrong=(STACK, "normal", None, 3, densities.standard_norma
 POSITIVE = pool(1.0, 1, np.float32(1), wrong=("1", None, 1j, [1.0], np.nan, 0, -1.0, True, np.inf))
 OPTIONAL_WIDTH = pool(3, np.int64(3), wrong=(0, -1, 2.5, "3", (3,), 1j))
 NUMBER = pool(0.0, 1, np.float32(1), wrong=("1", None, 1j, [1.0], np.nan, True))
-POSITIVE_OR_0 = POSITIVE._replace(wrong=tuple(w for w in POSITIVE.wrong if w != 0 or w is False))
+POSITIVE_OR_0 = POSITIVE._replace(wrong=tuple(w for w in POSITIVE.wrong if w != 0))
+MAPS = pool((2, 2, 1), [2, 2, 1], wrong=((4,), 4, "abc", (2, 2, 0), None))
 EVENT_NDIMS = (-1, "1", 1.5, None)
 NUM_DEVICES = (-1, 99, "1", None, 1.5)
 RESAMPLED = densities.resampled((4,), hidden=(8,), num_attempts=3, num_draws=8)
@@ -227,7 +228,7 @@ def targets():
         **of_density(densities.student_t((4,), 3.0)),
         **of_density(densities.product([densities.laplace((3,)), NORMAL_1], (3, 1))),
         **of_density(densities.standardised(NORMAL)),
-        **of_density(densities.resampled((4,), hidden=(8,), num_attempts=3, num_draws=8)),
+        **of_density(RESAMPLED),
         **of_density(densities.uniform((4,))),
         **of_density(densities.mixture_of_normals((4,), 2)),
         **of_density(densities.transformed(NORMAL, STACK)),
@@ -262,13 +263,11 @@ def targets():
         ),
         "convnet": Target(
             flows.convnet,
-            {"event_shape": pool((2, 2, 1), [2, 2, 1], wrong=((4,), 4, "abc", (2, 2, 0), None))}
-            | {"hidden": WIDTHS},
+            {"event_shape": MAPS} | {"hidden": WIDTHS},
         ),
         "pixelcnn": Target(
             flows.pixelcnn,
-            {"event_shape": pool((2, 2, 1), [2, 2, 1], wrong=((4,), 4, "abc", (2, 2, 0), None))}
-            | {"hidden": WIDTHS},
+            {"event_shape": MAPS} | {"hidden": WIDTHS},
         ),
         "sigmoid": Target(flows.sigmoid, {"low": NUMBER, "high": NUMBER._replace(right=(2.0, 3))}),
         "softplus": Target(flows.softplus, {"low": NUMBER}),
@@ -389,7 +388,7 @@ def targets():
         ),
         "averaged": Target(
             optimizers.averaged,
-            {"optimizer": pool(optax.adam(1e-3), wrong=("adam", None, 3, optax.adam))}
+            {"optimizer": OPTIMIZER}
             | {"decay": pool(0.5, wrong=("1", None, 1j, [0.5], -0.5, 1.0, np.nan))},
         ),
         "bernoulli.log_prob": Target(

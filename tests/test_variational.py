@@ -237,13 +237,13 @@ def test_a_restart_that_diverges_does_not_hold_up_the_others():
     assert np.isfinite(fit.losses).all()
 
 
-@pytest.mark.slow
 def test_a_log_density_that_is_never_finite_is_an_error():
     start = PLANE.init(KEY, jnp.zeros((1, 2)))
     with pytest.raises(FloatingPointError, match="finite in none of 5 steps"):
         variational.to_log_density(PLANE, start, KEY, lambda x: jnp.nan * x[..., 0], num_steps=5)
 
 
+@pytest.mark.slow
 def test_of_several_restarts_each_has_an_optimizer_of_its_own_and_the_best_is_kept():
     """The far start's gradient is the largest by far: clipped together the near one would stay."""
     start = jax.tree.map(

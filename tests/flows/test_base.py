@@ -173,7 +173,7 @@ def test_depth_zero_is_the_identity_on_any_event(event_shape):
             assert log_det.dtype == x.dtype
 
 
-def test_a_stack_needs_no_jit():
+def test_a_stack_of_no_layers_needs_no_jit():
     flow, x = flows.real_nvp((2,), 0), jnp.ones((3, 2))
     with jax.disable_jit():
         params = flow.init(KEY, x)
