@@ -12,7 +12,7 @@ from led_jax.densities import Density
 from led_jax.descriptions import constructor, describe
 from led_jax.likelihoods import Likelihood, bernoulli
 from led_jax.modules import pure_of_context
-from led_jax.networks import MLP, ResConvDecoder, features_down_to
+from led_jax.networks import MLP, ResConvDecoder, check_image_shape, features_down_to
 from led_jax.numerics import match_rank, widened
 
 Params = Any
@@ -242,7 +242,11 @@ def resconv_decoder(
       hidden: width of the first fully connected layer.
       weight_norm: whether to normalize the weights of every layer.
       likelihood: of a pixel; None takes `bernoulli()`.
+
+    Raises:
+      ValueError: if image_shape is not as above.
     """
+    check_image_shape(image_shape)
     likelihood = likelihood or bernoulli()
     module = ResConvDecoder(
         image_shape, tuple(features), hidden, weight_norm, likelihood.num_params

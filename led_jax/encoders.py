@@ -8,7 +8,7 @@ from jax import Array
 
 from led_jax.descriptions import constructor, describe
 from led_jax.modules import pure_of_context
-from led_jax.networks import MLP, ResConvEncoder, features_down_to
+from led_jax.networks import MLP, ResConvEncoder, check_image_shape, features_down_to
 
 Params = Any
 
@@ -126,7 +126,11 @@ def resconv_encoder(
       hidden: width of the fully connected layer after the last block.
       context_dim: width of the context for the posterior flow; None gives no context.
       weight_norm: whether to normalize the weights of every layer.
+
+    Raises:
+      ValueError: if image_shape is not as above.
     """
+    check_image_shape(image_shape)
     size = 2 * latent_dim + (context_dim or 0)
     module = ResConvEncoder(image_shape, size, tuple(features), hidden, weight_norm)
     return gaussian_encoder(module, latent_dim, context_dim)

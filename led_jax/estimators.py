@@ -14,7 +14,7 @@ from jax.core import Tracer
 from led_jax.checks import checked
 from led_jax.encoders import Encoding
 from led_jax.model import LED
-from led_jax.numerics import log_mean_exp
+from led_jax.numerics import as_real, log_mean_exp
 from led_jax.sharding import Placement, one_device
 
 Params = Any
@@ -310,13 +310,21 @@ def class_log_posterior(
     Raises:
       ValueError: if class_probs has not K positive numbers, or as in `nll`.
     """
-    log_prior = np.zeros(len(classes)) if class_probs is None else np.log(class_probs)
-    if log_prior.shape != (len(classes),) or not np.isfinite(log_prior).all():
+    classes = np.asarray(as_real("class_log_posterior: classes", classes))
+    if classes.ndim < 2 or not len(classes):
+        raise ValueError(
+            f"class_log_posterior: expected classes [K, C], got shape {list(classes.shape)}"
+        )
+    probs = np.ones(len(classes)) if class_probs is None else class_probs
+    probs = np.asarray(as_real("class_log_posterior: class_probs", probs))
+    if probs.shape != (len(classes),) or not ((probs > 0) & np.isfinite(probs)).all():
         raise ValueError(
             f"class_log_posterior: expected {len(classes)} positive class_probs, got {class_probs}"
         )
-    log_joint = []
-    for i, context in enumerate(np.asarray(classes)):
+    if not x.ndim:
+        raise ValueError("class_log_posterior: expected x [n, *x_shape], got a number")
+    log_prior, log_joint = np.log(probs), []
+    for i, context in enumerate(classes):
         context = np.broadcast_to(context, (len(x), *context.shape))
         found = nll(led, params, key, x, num_samples, context=context, **options)
         log_joint.append(log_prior[i] - found.per_example)

@@ -147,6 +147,14 @@ def _refuse_context(name: str, context: Array | None) -> None:
         )
 
 
+def check_image_shape(image_shape: tuple[int, ...]) -> None:
+    """Raises a ValueError unless this is (H, W) or (H, W, C), all positive."""
+    if len(image_shape) not in (2, 3) or min(image_shape) < 1:
+        raise ValueError(
+            f"networks: image_shape must be (H, W) or (H, W, C), all positive, got {image_shape}"
+        )
+
+
 def halvings(image_shape: tuple[int, ...], count: int) -> list[tuple[int, int]]:
     """Height and width of an image, and of what each of `count` strided blocks makes of it."""
     shapes = [(image_shape[0], image_shape[1])]
@@ -160,14 +168,16 @@ def features_down_to(
     latent_shape: tuple[int, int, int], image_shape: tuple[int, ...], features: Sequence[int]
 ) -> tuple[int, ...]:
     """Those of the blocks that it takes to halve an image down to the latent's height and width."""
+    check_image_shape(image_shape)
     shapes = halvings(image_shape, len(features))[1:]
-    if latent_shape[:2] not in shapes:
+    if tuple(latent_shape[:2]) not in shapes or latent_shape[2] < 1:
         raise ValueError(
-            f"networks: {len(features)} blocks of stride 2 reduce images {image_shape} to "
-            f"{', '.join(map(str, shapes))}; expected one of these as height and width of the "
-            f"latent shape, got {latent_shape}"
+            f"networks: {len(features)} features are as many blocks of stride 2, which reduce "
+            f"images {image_shape} to {', '.join(map(str, shapes)) or 'nothing smaller'}; expected "
+            "one of these as height and width of latent_shape, and one channel or more, got "
+            f"{latent_shape}"
         )
-    return tuple(features[: shapes.index(latent_shape[:2]) + 1])
+    return tuple(features[: shapes.index(tuple(latent_shape[:2])) + 1])
 
 
 def _linear_conv(features: int) -> Conv:

@@ -119,6 +119,7 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
     return optax.GradientTransformation(init, update)
 
 
+@checked
 def average_of(opt_state: optax.OptState, params: Params) -> Params:
     """The average that `averaged` keeps in an optimizer's state, in the dtypes of `params`.
 

@@ -237,6 +237,7 @@ def _given(context: Any) -> tuple[Any, ...]:
     return () if context is None else (context,)
 
 
+@checked
 def train_step(
     model: Model,
     optimizer: optax.GradientTransformation,

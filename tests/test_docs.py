@@ -1,9 +1,14 @@
 """The code of README and of the documentation runs, each page in order and in one namespace."""
 
+import dataclasses
 import doctest
 import importlib
+import json
 import pkgutil
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,6 +17,8 @@ import numpy as np
 import pytest
 
 import led_jax
+from experiments.config import Config
+from experiments.flags import from_flags
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -62,6 +69,49 @@ def test_links_lead_somewhere(page):
         if name:
             headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.M)
             assert name in map(anchor, headings), target
+
+
+COMMAND = re.compile(r"^ *python -m (experiments\.[\w.]+)((?:.*\\\n)*.*)", re.M)
+SHELLS = ["README.md", "CONTRIBUTING.md"] + [
+    str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))
+]
+FIELDS = {field.name for field in dataclasses.fields(Config)}
+PARSE = """
+import json, os, runpy, sys
+import experiments.run  # Once for all.
+for module, args in json.load(sys.stdin):
+    child = os.fork()
+    if not child:
+        sys.argv = [module, *args]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            os._exit(bool(end.code))  # To tear down JAX takes seconds.
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(f"refused: {module} {' '.join(args)}")
+"""
+
+
+def test_commands_are_accepted(tmp_path):
+    """The flags of every command; of a training, their values; of a sweep, what it would run."""
+    commands = []
+    for page in SHELLS:
+        for module, rest in COMMAND.findall((ROOT / page).read_text()):
+            args = shlex.split(rest.replace("\\\n", ""), comments=True)
+            if module == "experiments.train" and "--prior_from=RUN" not in args:
+                from_flags([arg for arg in args if re.findall(r"\w+", arg)[0] in FIELDS])
+            check = "--dry_run" if module == "experiments.sweep" else "--only_check_args"
+            commands.append((module, [*args, check]))
+    assert {module for module, _ in commands} >= {"experiments.train", "experiments.report"}
+    child = subprocess.run(
+        [sys.executable, "-c", PARSE],
+        input=json.dumps(commands),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert not child.returncode, child.stderr
+    assert not list(tmp_path.iterdir())
 
 
 MODULES = [info.name for info in pkgutil.walk_packages(led_jax.__path__, "led_jax.")]

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -121,6 +123,21 @@ LOG_WEIGHTS = pool(np.linspace(0, 1, 30), wrong=("a", None, np.ones((3, 30)), 1j
 FLOW_PARAMS = (None, (), "a", 3, {"a": 1}, [1, 2], {"bias": jnp.ones((2, 3))}, (jnp.ones(3),))
 
 
+DATASETS = pool(DATASET, wrong=("digits", None, 3, np.eye(30, 4)))
+FLAG = pool(True, False, wrong=("yes", 1, 0.5, None))
+LATENT = pool((4, 4, 1), [4, 4, 1], wrong=((4,), 4, "441", (4, 4, 0), (3, 3, 1), None))
+IMAGE = pool((8, 8), [8, 8], wrong=((4,), 8, "88", (8, 0), None, (8.5, 8)))
+LIKELIHOOD = pool(None, likelihoods.bernoulli(), wrong=("bernoulli", 3, NORMAL))
+ROWS = pool(
+    *(np.eye(4).astype(dtype) for dtype in (float, bool, int, np.uint8)),
+    wrong=("a", None, np.eye(4) * 1j, np.eye(4) * np.nan, -np.eye(4), np.ones(()), np.eye(4, 5)),
+)
+
+
+def numpyro_model():
+    numpyro.sample("x", dist.Normal(numpyro.sample("s", dist.Gamma(2.0))), obs=1.0)
+
+
 def methods(name, value, pools, *fields):
     """Targets for the functions of a value, with parameters for `params`."""
     return {f"{name}.{field}": Target(getattr(value, field), pools[field]) for field in fields}
@@ -178,6 +195,12 @@ MODEL = LED(
 ENCODER = networks.MLP((8, 4))
 
 
+CONDITIONAL = LED(
+    encoders.mlp_encoder(2, (8,)),
+    flows.iaf((2,), 1, (8,)),
+    densities.standard_normal((2,)),
+    decoders.mlp_decoder(4, (8,)),
+)
 MODELS = pool(MODEL, wrong=("led", None, 3, flows.iaf))
 LEDS = pool(MODEL, wrong=("led", None, 3, STACK, NORMAL))
 
@@ -195,6 +218,10 @@ def targets():
     of_encoder = pool(params["encoder"], wrong=FLOW_PARAMS)
     log_density = pool(lambda x: -jnp.square(x).sum(-1), wrong=("p", None, 3, NORMAL))
     encoding = MODEL.encoder.apply(params["encoder"], X.right[0])
+    adversarial, right_params = objectives.adversarial(hidden=(8,)), params
+    critic = pool(
+        zeros(lambda key: adversarial.init(key, MODEL, params, X.right[0]), KEY), wrong=FLOW_PARAMS
+    )
     raw = numbers((3, 2, 4), (3, 3, 4), (4,), (3, 2, 6), ())
     one_raw = numbers((3, 1, 4), (3, 2, 4), (4,), (3, 1, 6), ())
     found = {
@@ -518,7 +545,7 @@ def targets():
         "epochs": Target(
             lambda **arguments: next(training.epochs(**arguments)) and None,
             {"model": MODELS, "optimizer": OPTIMIZER, "key": KEYS, "objective": OBJECTIVE}
-            | {"dataset": pool(DATASET, wrong=("digits", None, 3, np.eye(30, 4)))}
+            | {"dataset": DATASETS}
             | {"batch_size": COUNT, "valid_every": COUNT, "num_epochs": OPTIONAL_WIDTH}
             | {"patience": OPTIONAL_WIDTH, "method": pool("jit", wrong=("jot", 3, None))}
             | {"max_skipped": pool(0, wrong=(-1, "1", None, 1.5))},
@@ -548,6 +575,91 @@ def targets():
             {"density": DENSITY, "params": pool(()), "key": KEYS, "log_density": log_density}
             | {"num_samples": pool(30, wrong=(24, -1, "30", None, 30.5, (30,)))},
             traced=False,
+        ),
+        "simplex": Target(flows.simplex, {}),
+        "spatial_encoder": Target(
+            encoders.spatial_encoder,
+            {"image_shape": IMAGE, "latent_shape": LATENT, "features": WIDTHS}
+            | {"context_maps": OPTIONAL_WIDTH, "weight_norm": FLAG},
+        ),
+        "spatial_decoder": Target(
+            decoders.spatial_decoder,
+            {"image_shape": IMAGE, "latent_shape": LATENT, "features": WIDTHS, "weight_norm": FLAG}
+            | {"likelihood": LIKELIHOOD},
+        ),
+        "resconv_encoder": Target(
+            encoders.resconv_encoder,
+            {"image_shape": IMAGE, "latent_dim": COUNT, "features": HIDDEN, "hidden": COUNT}
+            | {"context_dim": OPTIONAL_WIDTH, "weight_norm": FLAG},
+        ),
+        "resconv_decoder": Target(
+            decoders.resconv_decoder,
+            {"image_shape": IMAGE, "features": HIDDEN, "hidden": COUNT, "weight_norm": FLAG}
+            | {"likelihood": LIKELIHOOD},
+        ),
+        "density_decoder": Target(
+            decoders.density_decoder,
+            {"density": DENSITY, "x_dim": COUNT, "mean_samples": COUNT}
+            | {"network": pool(ENCODER, wrong=(None, "mlp", 3, decoder, networks.MLP))},
+        ),
+        "adversarial.loss": Target(
+            lambda params, **batch: adversarial.loss(MODEL, right_params, params, **batch),
+            {"params": critic, "key": KEYS, "x": X, "step": pool(0)},
+        ),
+        "maximum_likelihood.loss": Target(
+            functools.partial(objectives.maximum_likelihood().loss, NORMAL, (), ()),
+            {"key": KEYS, "x": X, "step": pool(0)},
+        ),
+        "train_step": Target(
+            functools.partial(training.train_step, x=X.right[0], step=0),
+            {"model": MODELS, "optimizer": OPTIMIZER, "key": KEYS}
+            | {"objective": OBJECTIVE._replace(right=OBJECTIVE.right[1:])}
+            | {"trained": pool((params, ()), wrong=(None, params, "a", (params,)))}
+            | {"opt_state": pool(optax.adam(1e-3).init((params, ())))},
+        ),
+        "begin": Target(
+            lambda **arguments: training.begin(**arguments) and None,
+            {"model": MODELS, "optimizer": OPTIMIZER, "key": KEYS, "objective": OBJECTIVE}
+            | {"dataset": DATASETS},
+            traced=False,
+        ),
+        "fit": Target(
+            lambda **arguments: training.fit(**arguments) and None,
+            {"model": MODELS, "optimizer": OPTIMIZER, "key": KEYS, "objective": OBJECTIVE}
+            | {"dataset": DATASETS, "num_epochs": pool(1, wrong=(0, -1, "1", None, 1.5))}
+            | {"batch_size": pool(10, wrong=(0, -1, "10", None, 2.5, 10**9))}
+            | {"callback": pool(lambda progress: None, wrong=("print", 3, None))},
+            traced=False,
+        ),
+        "class_log_posterior": Target(
+            estimators.class_log_posterior,
+            {"led": pool(CONDITIONAL, wrong=("led", None, 3, STACK, NORMAL)), "key": KEYS}
+            | {"params": pool(zeros(CONDITIONAL.init, KEY, X.right[0], CONTEXT.right[0]))}
+            | {
+                "x": data,
+                "classes": pool(np.eye(3), wrong=("a", None, 3, np.eye(3) * 1j)),
+            }
+            | {"class_probs": pool(None, np.ones(3) / 3, wrong=("a", 3, np.zeros(3), np.ones(2)))}
+            | {"num_samples": COUNT},
+            traced=False,
+        ),
+        "check_rows": Target(
+            data_sets.check_rows,
+            {"what": pool("array"), "array": ROWS._replace(wrong=ROWS.wrong[:-1])}
+            | {"values": pool("unit", "levels", "below 3", wrong=("units", 3, None, "below", 1j))},
+            traced=False,
+        ),
+        "from_numpyro": Target(
+            lambda **arguments: interop.from_numpyro(**arguments).size,
+            {"key": KEYS, "model": pool(numpyro_model, wrong=("a", 3, None))},
+            traced=False,
+        ),
+        "average_of": Target(
+            optimizers.average_of, {"opt_state": pool((), None), "params": pool(params, wrong=("a", 3j))}
+        ),
+        "make": Target(
+            lambda **arguments: descriptions.make("real_nvp", **arguments),
+            {"event_shape": EVENT, "depth": DEPTH},
         ),
         "from_json": Target(
             lambda model: descriptions.from_json(model),

@@ -55,6 +55,7 @@ def check_rows(what: str, array: np.ndarray, values: str = "unit") -> np.ndarray
         ValueError: the array is empty or has another dtype or other values; NaN and infinity are
             named with the first row that has them.
     """
+    array = np.asarray(array)
     if array.dtype.kind not in "buif":
         raise ValueError(f"{what} has dtype {array.dtype}, expected bool, integers or floats")
     if array.ndim < 2 or not array.size:
