@@ -1,6 +1,6 @@
 r"""Trains a LED and reports its test NLL.
 
-    python -m experiments.train                                    # digits, under a minute
+    python -m experiments.train                                    # digits, one to two minutes
     python -m experiments.train --dataset=binarized_mnist --data_dir=DIR --prior_depth=12
     python -m experiments.train --workdir=DIR                      # continue a run that was stopped
 
@@ -10,6 +10,7 @@ The last line on standard output is one JSON object, also in WORKDIR/result.json
 import datetime
 import json
 import pathlib
+import sys
 
 import jax
 from absl import app, flags
@@ -31,9 +32,12 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(_WORKDIR.value or f"runs/train-{stamp}").expanduser()
     advice = f"to go on: python -m experiments.train --workdir={workdir}"
     with distributed.processes(), stop_on_signal(advice) as stop:
-        result = run(config_from_flags(workdir), workdir, stop)
+        config = config_from_flags(workdir)
+        if not _WORKDIR.value and jax.process_index() == 0:
+            print(f"the run's directory: {workdir}", file=sys.stderr)
+        result = run(config, workdir, stop)
         if jax.process_index() == 0:
-            print(json.dumps(result))
+            print(json.dumps(result | {"workdir": str(workdir)}))
 
 
 if __name__ == "__main__":

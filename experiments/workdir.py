@@ -112,9 +112,11 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
         return
     differing = config.differing(recorded.fixed())
     if differing:
+        finished = (workdir / "result.json").exists()
+        advice = "see that run's result" if finished else "continue that run"
         raise ValueError(
-            f"{workdir} holds a run of another configuration: {differing}. Leave these "
-            "flags away to continue that run, or name another --workdir"
+            f"{workdir} holds a {'finished ' * finished}run of another configuration: {differing}. "
+            f"Leave these flags away to {advice}, or name another --workdir"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from led_jax.checks import check_names, checked
 from led_jax.descriptions import arguments, constructor, describe
@@ -364,10 +365,9 @@ def transformed(base: Density, flow: Flow) -> Density:
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
         base_key, flow_key = jax.random.split(key)
-        return {
-            "base": base.init(base_key, x, context),
-            "flow": flow.init(flow_key, x, context),
-        }
+        base_params = base.init(base_key, x, context)
+        jax.eval_shape(base.log_prob, base_params, x, context)  # Refuses an x of another size.
+        return {"base": base_params, "flow": flow.init(flow_key, x, context)}
 
     def log_prob(params: Params, x: Array, context: Array | None = None) -> Array:
         check_names("transformed", params, ("base", "flow"))
@@ -445,6 +445,10 @@ def standardised(density: Density, event_ndims: int = 1) -> Density:
         return jnp.log(widened(jax.lax.stop_gradient(params["x"]["std"]))).sum()
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
+        for name, rows in ("x", x), ("context", context):
+            traced = rows is None or isinstance(rows, Tracer)
+            if not traced and not jnp.isfinite(rows).all():
+                raise ValueError(f"standardised: expected finite {name}, got NaN or infinity in it")
         params: dict[str, Any] = {"x": moments(x, event_ndims)}
         if context is not None:
             params["context"] = moments(context, 1)

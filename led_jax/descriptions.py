@@ -10,6 +10,7 @@ nothing is unpickled.
 
 import base64
 import dataclasses
+import difflib
 import functools
 import hashlib
 import inspect
@@ -500,8 +501,10 @@ def _find(name: str, path: str = "descriptions", *, to_make: bool = False) -> _E
     known = {key: entry for key, entry in _entries.items() if entry.signature or not to_make}
     if name not in known:
         kind = "no constructor" if name in _entries else "not registered"
+        close = difflib.get_close_matches(name, known)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
-            f"{path}: {name!r} is {kind}; import the module that registers it first. "
+            f"{path}: {name!r} is {kind}; import the module that registers it first. {hint}"
             f"There are {', '.join(sorted(known))}"
         )
     return known[name]
@@ -535,7 +538,9 @@ def make(name: str, /, **arguments: Any) -> Any:
     try:
         entry.signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise ValueError(f"{name}: {error}; it has {', '.join(parameters)}") from error
+        needed = [p.name for p in parameters.values() if p.default is p.empty]
+        example = f"; write {name}:{','.join(f'{n}=...' for n in needed)}" if needed else ""
+        raise ValueError(f"{name}: {error}; it has {', '.join(parameters)}{example}") from error
     return entry.value(*args, **kwargs)
 
 
@@ -693,6 +698,11 @@ def load(path: str | os.PathLike) -> tuple[Any, Any]:
     """
     directory = pathlib.Path(path)
     file = directory / "model.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{directory} holds no model.json: expected a directory that led_jax.save wrote, or a "
+            "finished run"
+        )
     if file.stat().st_size > _MAX_JSON_BYTES:
         raise ValueError(f"{file}: more than {_MAX_JSON_BYTES} bytes")
     try:

@@ -40,9 +40,10 @@ def pure(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Array]]:
                 f"{name}: expected a module that draws nothing at random, as Dropout does: {error}"
             ) from error
         except errors.FlaxError as error:
+            shapes = ", ".join(str(arg.shape) for arg in args if arg is not None)
             raise ValueError(
                 f"{name}: expected parameters of this module, and an input, x or z, of the width "
-                f"that they were made for: {error}"
+                f"that they were made for (an image as a flat row), got inputs of {shapes}: {error}"
             ) from error
         if not isinstance(output, Array):
             raise ValueError(f"{name}: expected a module that returns one array, got {output!r}")

@@ -745,7 +745,7 @@ def fit(
       num_epochs: epochs in all, those of `resume` included.
       callback: called with each epoch's `Progress`, say for a progress bar.
       resume: what an earlier call returned, to go on from there.
-      **options: as in `epochs`.
+      **options: as in `epochs`, among them objective, batch_size, patience and placement.
 
     Returns:
       The last `Progress`: `progress.params` are the best state's parameters.

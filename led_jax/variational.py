@@ -246,19 +246,26 @@ def to_log_density(
     nothing = np.zeros((steps, 0), np.float32)  # A row without entries is a step.
     fit_key, choice_key = jax.random.split(key)
     divergence = _Divergence(log_density, batch_size, annealing_steps, path_gradient, num_restarts)
-    result = _fit(
-        density,
-        params,
-        key if num_restarts is None else fit_key,
-        Dataset("nothing", (0, 0), nothing, nothing[:0], nothing[:0], _as_they_are),
-        Objective(_nothing, divergence),
-        num_epochs=round(num_steps / steps),
-        batch_size=1,
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        num_restarts=num_restarts,
-        callback=callback,
-    )
+    try:
+        result = _fit(
+            density,
+            params,
+            key if num_restarts is None else fit_key,
+            Dataset("nothing", (0, 0), nothing, nothing[:0], nothing[:0], _as_they_are),
+            Objective(_nothing, divergence),
+            num_epochs=round(num_steps / steps),
+            batch_size=1,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            num_restarts=num_restarts,
+            callback=callback,
+        )
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"to_log_density: {error}. A log-density whose support has borders is NaN or infinite "
+            "beyond them: end the flow in the support, by flows.softplus, sigmoid, exp or simplex, "
+            "or flows.on for some of the entries"
+        ) from error
     if num_restarts is None:
         return result
     measure = once_for_equal(_restart_losses, density, log_density, num_restarts)
@@ -430,7 +437,13 @@ def _log_densities(
 
 
 def _checked(log_density: LogDensity, x: Array) -> Array:
-    target = log_density(x)
+    try:
+        target = log_density(x)
+    except TypeError as error:
+        raise TypeError(
+            f"log_density: expected a function of jax.numpy from {x.shape} to [{len(x)}]; jax.vmap "
+            f"makes one of a function of a single point: {error}"
+        ) from error
     if jnp.shape(target) != x.shape[:1]:
         raise ValueError(
             f"log_density: expected {len(x)} values, [{len(x)}], for an x of shape "

@@ -645,6 +645,22 @@ def test_other_numbers_become_the_default_float(name, points):
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)
 
 
+def test_a_base_of_another_size_is_refused_when_parameters_are_made():
+    density = densities.transformed(densities.standard_normal((3,)), flows.actnorm())
+    with pytest.raises(ValueError, match=r"expected x of shape \[..., 3\], got \(5, 4\)"):
+        density.init(KEY, jnp.ones((5, 4)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_standardised_refuses_data_without_moments(value):
+    density = densities.standardised(densities.standard_normal((2,)))
+    x = jnp.eye(4, 2)
+    with pytest.raises(ValueError, match="standardised: expected finite x"):
+        density.init(KEY, x.at[3, 1].set(value))
+    with pytest.raises(ValueError, match="standardised: expected finite context"):
+        density.init(KEY, x, x.at[0, 0].set(value))
+
+
 @each
 def test_complex_numbers_are_refused(name):
     density, params = made(name)

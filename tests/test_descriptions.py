@@ -546,12 +546,13 @@ def test_flags_name_a_constructor_and_its_arguments(registry):
     "text,message",
     [
         ("planar:depth=1", "'planar' is not registered.* There are .*compose, dense, network"),
+        ("netwrok", "'netwrok' is not registered.*Did you mean network\\?"),
         ("unit", "'unit' is no constructor"),
         ("dense:depth=4", "dense has no argument depth; it has width, hidden"),
         ("dense:width", "expected NAME:KEY=VALUE"),
         ("dense:width=1,width=2", "expected NAME:KEY=VALUE"),
         ("dense:network=network(7)", "'network:7': expected NAME:KEY=VALUE"),
-        ("dense:network=network()", "network: missing a required argument: 'shape'"),
+        ("dense:network=network()", "network: missing a required argument: 'shape'.*:shape=..."),
         (
             "dense:activation=rleu",
             "dense:activation: 'rleu' is not registered.* jax.nn.relu.*unit",

@@ -655,7 +655,8 @@ def targets():
             traced=False,
         ),
         "average_of": Target(
-            optimizers.average_of, {"opt_state": pool((), None), "params": pool(params, wrong=("a", 3j))}
+            optimizers.average_of,
+            {"opt_state": pool((), None), "params": pool(params, wrong=("a", 3j))},
         ),
         "make": Target(
             lambda **arguments: descriptions.make("real_nvp", **arguments),

@@ -103,6 +103,19 @@ def test_spatial_networks_keep_a_map(latent_shape, num_blocks, context_maps):
     assert jax.eval_shape(decoder.log_prob, decoder_params, z, x).shape == (3, 2, 5)
 
 
+@pytest.mark.parametrize("image_shape", [(8,), (8, 0), (8, 8, 3, 1)])
+def test_convolutional_networks_refuse_what_is_no_image(image_shape):
+    message = r"image_shape must be \(H, W\) or \(H, W, C\), all positive"
+    for make in (
+        lambda: encoders.resconv_encoder(image_shape, 2),
+        lambda: decoders.resconv_decoder(image_shape),
+        lambda: encoders.spatial_encoder(image_shape, (4, 4, 2)),
+        lambda: decoders.spatial_decoder(image_shape, (4, 4, 2)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
 def test_spatial_networks_refuse_other_latent_shapes():
     for make in (encoders.spatial_encoder, decoders.spatial_decoder):
         with pytest.raises(

@@ -243,6 +243,22 @@ def test_a_log_density_that_is_never_finite_is_an_error():
         variational.to_log_density(PLANE, start, KEY, lambda x: jnp.nan * x[..., 0], num_steps=5)
 
 
+def test_a_density_that_leaves_the_support_is_told_how_to_stay():
+    def of_gamma(x):
+        return (jnp.log(x) - x).sum(-1)
+
+    start = PLANE.init(KEY, jnp.zeros((1, 2)))
+    with pytest.raises(FloatingPointError, match="updates were skipped.* by flows.softplus"):
+        variational.to_log_density(PLANE, start, KEY, of_gamma, num_steps=50)
+
+
+@pytest.mark.parametrize("log_density", [lambda x: -x @ jnp.eye(2) @ x, lambda x: -np.square(x)])
+def test_a_log_density_of_one_point_or_of_numpy_is_an_error(log_density):
+    start = PLANE.init(KEY, jnp.zeros((1, 2)))
+    with pytest.raises(TypeError, match=r"log_density: expected a function of jax.numpy.*jax.vmap"):
+        variational.to_log_density(PLANE, start, KEY, log_density, num_steps=5)
+
+
 @pytest.mark.slow
 def test_of_several_restarts_each_has_an_optimizer_of_its_own_and_the_best_is_kept():
     """The far start's gradient is the largest by far: clipped together the near one would stay."""

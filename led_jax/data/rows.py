@@ -19,7 +19,8 @@ VALUES = {
         False,
         "0 and 1, or numbers in [0, 1], which is what a Bernoulli likelihood takes. Divide grey "
         "levels 0..255 by 255, or draw binary pixels from them, afresh for every step, by "
-        "binarize='dynamic'; the Bernoulli likelihood has no use for other data",
+        "binarize='dynamic'. The Bernoulli likelihood has no use for other data: they take another "
+        "one, such as gaussian, or for levels discretized_logistic (--decoder=NAME)",
     ),
     "levels": _Values(0, 255, True, "whole numbers 0..255"),
     "scaled_levels": _Values(0, 255, True, "whole numbers 0..255, as of uint8 images"),

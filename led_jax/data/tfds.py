@@ -13,6 +13,10 @@ from led_jax.data.arrays import from_grey
 from led_jax.data.dataset import Dataset
 
 INSTALL = 'pip install "led_jax[tfds]"'
+_EXPECTED = (
+    "expected digits, binarized_mnist, caltech101_silhouettes, freyfaces, FILE.npz as numpy.savez "
+    "writes it, or an image set of tensorflow-datasets"
+)
 _SIDE = 28
 _DARK_ON_LIGHT = ("omniglot",)
 _BATCH = 500
@@ -61,8 +65,7 @@ def load_tfds(
         images = read_images(name, data_dir, convert)
     except ImportError as error:
         raise ValueError(
-            f"data set {name!r}: expected 'digits', 'binarized_mnist' or an image set of "
-            f"tensorflow-datasets, for which: {INSTALL} ({error})"
+            f"data set {name!r}: {_EXPECTED}, for which: {INSTALL} ({error})"
         ) from error
     return from_images(name, images, values=values, dynamic=dynamic, seed=seed)
 
@@ -159,10 +162,7 @@ def read_images(
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # unknown names, configs and versions each fail in their own way
         reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"data set {name!r}: expected 'digits', 'binarized_mnist' or an image set of "
-            f"tensorflow-datasets, which says: {reason}"
-        ) from error
+        raise ValueError(f"data set {name!r}: {_EXPECTED}, which says: {reason}") from error
     _check_features(name, builder.info.features)
     with _told_as_oserror(f"prepare {name!r}"):
         builder.download_and_prepare()

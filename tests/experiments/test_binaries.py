@@ -21,6 +21,7 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
     trained = launch("train", *TINY, "--workdir=run", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout.splitlines()[-1])
+    assert result.pop("workdir") == "run"
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
     evaluated = launch("evaluate", "--workdir=run", "--split=test", "--nll_samples=5", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr

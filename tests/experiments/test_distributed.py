@@ -46,7 +46,9 @@ def finished(tmp_path_factory):
     assert first.returncode == 0, first.stderr
     assert second.returncode == 0, second.stderr
     assert "{" not in second.stdout
-    return directory, json.loads(first.stdout.splitlines()[-1])
+    result = json.loads(first.stdout.splitlines()[-1])
+    assert result.pop("workdir") == "run"
+    return directory, result
 
 
 def test_two_processes_with_data_on_the_host_are_as_one_with_data_on_the_device(finished, tmp_path):
