@@ -29,7 +29,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "package.md"]  # The latter is a package index's page.
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 # Notebooks run while the site is built, and an error in one fails the build. What ran before is

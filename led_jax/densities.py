@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 
@@ -447,7 +448,7 @@ def standardised(density: Density, event_ndims: int = 1) -> Density:
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
         for name, rows in ("x", x), ("context", context):
             traced = rows is None or isinstance(rows, Tracer)
-            if not traced and not jnp.isfinite(rows).all():
+            if not traced and not np.isfinite(np.asarray(rows)).all():
                 raise ValueError(f"standardised: expected finite {name}, got NaN or infinity in it")
         params: dict[str, Any] = {"x": moments(x, event_ndims)}
         if context is not None:

@@ -123,6 +123,7 @@ LOG_WEIGHTS = pool(np.linspace(0, 1, 30), wrong=("a", None, np.ones((3, 30)), 1j
 FLOW_PARAMS = (None, (), "a", 3, {"a": 1}, [1, 2], {"bias": jnp.ones((2, 3))}, (jnp.ones(3),))
 
 
+SUPPORTS = flows.sigmoid(), flows.softplus(), flows.exp(), flows.probit(), flows.simplex()
 DATASETS = pool(DATASET, wrong=("digits", None, 3, np.eye(30, 4)))
 FLAG = pool(True, False, wrong=("yes", 1, 0.5, None))
 LATENT = pool((4, 4, 1), [4, 4, 1], wrong=((4,), 4, "441", (4, 4, 0), (3, 3, 1), None))
@@ -240,7 +241,7 @@ def targets():
         **of_flow(flows.householder_sylvester((4,), 2, 2)),
         **{
             name: target
-            for support in (flows.sigmoid(), flows.softplus(), flows.exp(), flows.probit())
+            for support in SUPPORTS
             for name, target in of_flow(support, ANY_WIDTH).items()
         },
         **of_flow(
@@ -576,7 +577,6 @@ def targets():
             | {"num_samples": pool(30, wrong=(24, -1, "30", None, 30.5, (30,)))},
             traced=False,
         ),
-        "simplex": Target(flows.simplex, {}),
         "spatial_encoder": Target(
             encoders.spatial_encoder,
             {"image_shape": IMAGE, "latent_shape": LATENT, "features": WIDTHS}
