@@ -1,7 +1,9 @@
 """The model that a configuration describes."""
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import optax
@@ -76,6 +78,18 @@ def _make_decoder(config: Config, x_dim: int) -> Likelihood | Density:
     return value
 
 
+def _once_for_all_seeds(make: Callable[[Config, int], _T]) -> Callable[[Config, int], _T]:
+    """The same value for configurations that differ in seed alone, whose programs are one then."""
+    of_config = functools.lru_cache(maxsize=16)(make)
+
+    @functools.wraps(make)
+    def of_any_seed(config: Config, num_steps: int) -> _T:
+        return of_config(dataclasses.replace(config, seed=0), num_steps)
+
+    return of_any_seed
+
+
+@_once_for_all_seeds
 def make_objective(config: Config, num_steps: int) -> Objective:
     """What --objective names; the ELBO's KL warms up over a part of the steps.
 
@@ -93,6 +107,7 @@ def make_objective(config: Config, num_steps: int) -> Objective:
     return _make_named("objective", config.objective, Objective, **warm_up)
 
 
+@_once_for_all_seeds
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
     """What --optimizer names, under its schedule, and with --ema parameters averaged over time.
 

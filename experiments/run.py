@@ -333,6 +333,26 @@ def white_of(led: LED) -> int:
     return int(led.decoder.values == "scaled_levels")
 
 
+@partial(jax.jit, static_argnums=0)
+def _pictures(
+    led: LED,
+    params: Any,
+    key: Array,
+    images: Array,
+    of_samples: Array | None,
+    of_images: Array | None,
+) -> tuple[Array, Array]:
+    """A hundred samples, and rows of ten images, each row above its reconstructions."""
+    z_key, reconstruct_key = jax.random.split(key)
+    num_draws = (100,) if of_samples is None else ()
+    z, _ = led.prior_sample_and_log_prob(params, z_key, num_draws, of_samples)
+    samples = led.decode(params, z, of_samples)
+    reconstructions = led.reconstruct(params, reconstruct_key, images, of_images)
+    blank = jnp.zeros((-len(images) % 10, images.shape[1]))
+    rows = (jnp.concatenate([half, blank]) for half in (images, reconstructions))
+    return samples, jnp.stack([half.reshape(-1, 10, images.shape[1]) for half in rows], 1)
+
+
 def draw_pictures(
     config: Config,
     led: LED,
@@ -347,7 +367,6 @@ def draw_pictures(
     split, with labels for each of ten classes.
     """
     plots.curves(workdir / "curves.png", history)
-    z_key, reconstruct_key = jax.random.split(stream(config, "pictures"))
     x, *contexts = dataset.rows("valid")
     of_samples = of_images = None
     if contexts:
@@ -355,17 +374,12 @@ def draw_pictures(
         distinct = jnp.asarray(np.unique(contexts[0], axis=0)[:-11:-1], jnp.float32)
         of_samples = distinct[np.arange(100) // 10 % len(distinct)]
         of_images = jnp.asarray(contexts[0][:50], jnp.float32)
-    num_draws = (100,) if of_samples is None else ()
-    z, _ = led.prior_sample_and_log_prob(params, z_key, num_draws, of_samples)
-    samples = led.decode(params, z, of_samples)
-    images = jnp.asarray(x[:50], jnp.float32)
-    reconstructions = led.reconstruct(params, reconstruct_key, images, of_images)
-    # Rows of ten images, each row above its reconstructions.
-    blank = jnp.zeros((-len(images) % 10, images.shape[1]))
-    rows = (jnp.concatenate([half, blank]) for half in (images, reconstructions))
-    pairs = jnp.stack([half.reshape(-1, 10, images.shape[1]) for half in rows], 1)
     if not plots.is_image(dataset.image_shape):
         return
+    images = jnp.asarray(x[:50], jnp.float32)
+    samples, pairs = _pictures(
+        led, params, stream(config, "pictures"), images, of_samples, of_images
+    )
     with tensorboardX.SummaryWriter(str(workdir)) as board:
         for name, pixels in (("samples", samples), ("reconstructions", pairs)):
             path = workdir / f"{name}.png"

@@ -189,10 +189,8 @@ def init_state(
     """
     if isinstance(model, LED):
         model.check_data(x)
-    init = partial(_init_state, model, optimizer, objective or elbo())
-    # Runs once, so that it is compiled quickly rather than well.
-    compiled = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
-    return compiled(key, x, *_given(context), given=given)
+    init = once_for_equal(_compiled_init, model, optimizer, objective or elbo())
+    return init(key, x, *_given(context), given=given)
 
 
 def state_shape(
@@ -213,6 +211,15 @@ def state_shape(
     """
     init = partial(_init_state, model, optimizer, objective or elbo())
     return jax.eval_shape(init, jax.eval_shape(jax.random.key, 0), x, *_given(context))
+
+
+@lru_cache(maxsize=16)
+def _compiled_init(
+    model: Model, optimizer: optax.GradientTransformation, objective: Objective
+) -> Any:
+    """`_init_state`, compiled quickly rather than well: it runs once or a few times."""
+    init = partial(_init_state, model, optimizer, objective)
+    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _init_state(

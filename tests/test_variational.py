@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from support import KEY, normal, randomise
+from support import KEY, compilations, normal, randomise
 
 from led_jax import densities, flows, variational
 
@@ -201,14 +201,8 @@ def test_a_second_call_with_equal_arguments_compiles_nothing():
         return reverse.losses[0], forward.losses[0], forward.valid_losses[0]
 
     first, count = both(0), len(traced)
-    compiled = []
-
-    def listen(event, *args, **kwargs):
-        compiled.extend([event] * ("backend_compile" in event))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    again = both(1)
-    jax.monitoring.unregister_event_duration_listener(listen)
+    with compilations() as compiled:
+        again = both(1)
     assert len(traced) == count and not compiled
     assert len(set(first + again)) == 6  # Other keys, other numbers.
 

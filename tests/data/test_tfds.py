@@ -218,7 +218,7 @@ def test_library_set_of_another_shape(fakes, tmp_path, monkeypatch):
         ("fake_text", ValueError, r"(?s)expected a feature 'image'.*Text"),
         ("fake_untested", ValueError, r"expected splits .* found \['small1', 'train'\]"),
         ("fake_broken", OSError, "could not prepare 'fake_broken': the host is gone"),
-        ("no_such_set", ValueError, "'no_such_set': expected 'digits', .* not found"),
+        ("no_such_set", ValueError, "'no_such_set': expected digits, .* not found"),
         ("fake_grey:9.9.9", ValueError, "'fake_grey:9.9.9': expected"),
         ("../x", ValueError, "'../x': expected"),
     ],

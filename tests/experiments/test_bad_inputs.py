@@ -194,7 +194,7 @@ CASES = [
         ("--posterior=iaf:width=2", "iaf has no argument width"),
         ("--posterior=iaf:hidden=2", "iaf: missing a required argument: 'depth'"),
         ("--binarize=sometimes", "value should be one of <static|dynamic>"),
-        ("--dataset=no_such_set", "data set 'no_such_set': expected 'digits'"),
+        ("--dataset=no_such_set", "data set 'no_such_set': expected digits, binarized_mnist"),
         ("--data_dir=absent", "absent' is not an existing directory"),
         ("--devices=-1", "--devices must be 0 or more, got -1"),
         ("--devices=3", "--devices: expected 1 to 2 cpu devices (0 takes all), got num_devices=3"),

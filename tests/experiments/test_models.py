@@ -1,5 +1,6 @@
 """The models and objectives that configurations describe."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -92,6 +93,15 @@ def test_the_flag_names_an_objective():
         loss, metrics = objective.loss(LED_MODEL, params, (), KEY, x, jnp.asarray(step))
         kl = metrics["log_posterior"] - metrics["log_prior"]
         np.testing.assert_allclose(loss, weight * kl - metrics["log_likelihood"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [make_objective, make_optimizer])
+def test_seeds_share_an_objective_and_an_optimizer_and_so_their_programs(make):
+    config = Config(kl_warmup=0.5)
+    assert make(config, 9) is make(dataclasses.replace(config, seed=3), 9)
+    assert make(config, 9) is not make(config, 10)
+    other = {"kl_warmup": 0.9, "learning_rate": 0.1}
+    assert make(config, 9) is not make(dataclasses.replace(config, **other), 9)
 
 
 def test_the_flag_names_an_optimizer():

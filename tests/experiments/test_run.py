@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import assert_trees_equal
+from support import assert_trees_equal, compilations
 
 import led_jax
 from experiments import run as run_module
@@ -279,6 +279,14 @@ def test_the_same_seed_gives_bit_identical_results(finished, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, best_params(TINY, workdir), best_params(TINY, tmp_path / "b")
     )
+
+
+@pytest.mark.slow
+def test_another_seed_compiles_nothing(finished, tmp_path):
+    with compilations() as compiled:
+        other = run(dataclasses.replace(TINY, seed=1), tmp_path / "other")
+    assert not compiled
+    assert other["nll"] != finished[1]["nll"]
 
 
 def test_a_run_on_other_data_is_refused(finished, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Helpers that several test modules share."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -9,6 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 KEY = jax.random.key(0)
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that grows by an entry for every program that is compiled in the meantime."""
+    compiled = []
+
+    def listen(event, *args, **kwargs):
+        compiled.extend([event] * ("backend_compile" in event))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def randomise(params, scale=0.3, seed=7):
