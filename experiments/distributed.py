@@ -12,7 +12,7 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from experiments.flags import show_in_help
+from experiments.flags import check_devices, show_in_help
 
 _CONNECT_SECONDS = 60
 
@@ -46,6 +46,7 @@ def processes() -> Iterator[None]:
     """
     try:
         _join()
+        check_devices()
         yield
     except ERRORS as error:
         # A collective operation's errors are ValueErrors in some versions of JAX.

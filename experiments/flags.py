@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 
 from experiments.config import OF_THE_POSTERIOR, Config
@@ -23,6 +25,22 @@ def start(argv: list[str]) -> None:
     logging.get_absl_logger().setLevel("CRITICAL")
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+
+
+def check_devices() -> None:
+    """Has JAX look for its devices, before anything else asks for them.
+
+    Raises:
+      ValueError: if there are none of the kind that JAX_PLATFORMS names.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise ValueError(
+            f"JAX has no devices for JAX_PLATFORMS={asked!r}: unset it to take what there is, "
+            f"or install what these need, say jax[cuda12]. {error}".rstrip()
+        ) from error
 
 
 def required_workdir() -> pathlib.Path:

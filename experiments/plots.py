@@ -198,6 +198,37 @@ def grid_lines(
     _save_figure(path, figure)
 
 
+def gains(
+    path: str | os.PathLike, models: Mapping[str, Mapping[str, tuple[float, float]]], label: str
+) -> None:
+    """What each model has above another one, a panel for each problem.
+
+    Args:
+      path: file to write.
+      models: model -> problem -> (gain, standard error).
+      label: what is measured.
+    """
+    problems = list(dict.fromkeys(problem for points in models.values() for problem in points))
+    figure, panels = plt.subplots(
+        1,
+        len(problems),
+        figsize=(2.4 * len(problems) + 1, 3.2),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes, problem in zip(panels[0], problems, strict=True):
+        for i, points in enumerate(models.values()):
+            gain, error = points[problem]
+            axes.errorbar([gain], [-i], xerr=[error], marker="o", capsize=3)
+        axes.axvline(0, color="gray", linewidth=0.8)
+        axes.set_yticks([-i for i in range(len(models))], models if axes is panels[0][0] else [])
+        axes.set_title(problem, fontsize="medium")
+        axes.set_ylim(0.5 - len(models), 0.5)
+        axes.grid(alpha=0.3)
+    figure.supxlabel(label, fontsize="medium")
+    _save_figure(path, figure)
+
+
 class Panel(NamedTuple):
     """A density over a part of the plane.
 

@@ -27,7 +27,13 @@ from jax import Array
 
 import led_jax
 from experiments import plots
-from experiments.flags import errors_in_a_line, output_path, required_workdir, start
+from experiments.flags import (
+    check_devices,
+    errors_in_a_line,
+    output_path,
+    required_workdir,
+    start,
+)
 from experiments.run import white_of
 from experiments.workdir import read_json, whole
 from led_jax.model import LED
@@ -49,6 +55,7 @@ def main(argv: list[str]) -> None:
     start(argv)
     workdir = required_workdir()
     with errors_in_a_line():
+        check_devices()
         output = output_path(_OUTPUT.value, (".npz", ".png"))
         led, params = led_jax.load(workdir)
         key, context = jax.random.key(_SEED.value), classes(workdir)

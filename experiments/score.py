@@ -21,7 +21,13 @@ import tqdm
 from absl import app, flags
 
 import led_jax
-from experiments.flags import errors_in_a_line, output_path, required_workdir, start
+from experiments.flags import (
+    check_devices,
+    errors_in_a_line,
+    output_path,
+    required_workdir,
+    start,
+)
 from experiments.workdir import defined, read_json, whole
 from led_jax import data, estimators
 from led_jax.model import LED
@@ -40,6 +46,7 @@ def main(argv: list[str]) -> None:
     start(argv)
     workdir = required_workdir()
     with errors_in_a_line():
+        check_devices()
         output = output_path(_OUTPUT.value, (".npz",))
         led, params = led_jax.load(workdir)
         record = read_json(workdir / "result.json") or {}

@@ -96,6 +96,12 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "transformed: flow .*Flow, got Density": (densities.transformed, NORMAL, NORMAL),
     "chain: flows .*Flow, got Density": (flows.chain, STACK, NORMAL),
     "invert: flow .*Flow, got Density": (flows.invert, NORMAL),
+    "sample_and_log_prob: sample_shape .*sequence of integers.*got 5": (
+        NORMAL.sample_and_log_prob,
+        (),
+        jax.random.key(0),
+        5,
+    ),
 }
 
 

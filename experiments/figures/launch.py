@@ -8,7 +8,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments import provenance
-from experiments.flags import required_workdir, show_in_help, start
+from experiments.flags import check_devices, required_workdir, show_in_help, start
 from experiments.workdir import write_json
 
 
@@ -36,6 +36,7 @@ def launch(module: str, figure: str, run: Callable[[bool, int, pathlib.Path], di
         workdir = required_workdir()
         command = f"python -m experiments.figures.{module} --seed={seed}" + " --fast" * fast
         try:
+            check_devices()
             workdir.mkdir(parents=True, exist_ok=True)
             numbers = run(fast, seed, workdir)
         except (ValueError, OSError, FloatingPointError) as error:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -36,6 +37,24 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
     assert json.loads(scored.stdout.splitlines()[-1])["rows"] == 8
     wrong = launch("score", *args, "--array=x", cwd=tmp_path)
     assert wrong.returncode == 1 and wrong.stderr.splitlines()[-1].startswith("error: rows.npz: no")
+
+
+@pytest.mark.skipif(find_spec("jax_cuda12_plugin") is not None, reason="a GPU may be there")
+@pytest.mark.parametrize(
+    "module,args",
+    [
+        ("train", [*TINY, "--workdir=w"]),
+        ("score", ["--workdir=w", "--input=rows.npz", "--output=scores.npz"]),
+        ("figures.mixture", ["--workdir=w", "--fast"]),
+    ],
+)
+def test_devices_that_are_not_there_are_one_clear_line(tmp_path, monkeypatch, module, args):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    process = launch(module, *args, cwd=tmp_path)
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: JAX has no devices for JAX_PLATFORMS='cuda': unset it")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
