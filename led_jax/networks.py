@@ -170,14 +170,15 @@ def features_down_to(
     """Those of the blocks that it takes to halve an image down to the latent's height and width."""
     check_image_shape(image_shape)
     shapes = halvings(image_shape, len(features))[1:]
-    if tuple(latent_shape[:2]) not in shapes or latent_shape[2] < 1:
+    height, width, channels = latent_shape
+    if (height, width) not in shapes or channels < 1:
         raise ValueError(
             f"networks: {len(features)} features are as many blocks of stride 2, which reduce "
             f"images {image_shape} to {', '.join(map(str, shapes)) or 'nothing smaller'}; expected "
             "one of these as height and width of latent_shape, and one channel or more, got "
             f"{latent_shape}"
         )
-    return tuple(features[: shapes.index(tuple(latent_shape[:2])) + 1])
+    return tuple(features[: shapes.index((height, width)) + 1])
 
 
 def _linear_conv(features: int) -> Conv:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
@@ -23,6 +24,13 @@ from sklearn.neighbors import KernelDensity
 from experiments import plots
 from experiments.figures.launch import define_flags, launch
 from led_jax import densities, flows, variational
+
+LOADERS: dict[str, Callable[..., Any]] = {
+    "wine": datasets.load_wine,
+    "breast cancer": datasets.load_breast_cancer,
+    "diabetes": datasets.load_diabetes,
+    "digits": datasets.load_digits,
+}
 
 FEWEST_VALUES = 10
 """Columns with fewer values than these are left out: they have no density."""
@@ -50,13 +58,8 @@ def tables(seed: int) -> dict[str, np.ndarray]:
 
     Grey levels 0..16 of the digits become continuous by uniform noise of one level.
     """
-    grey = datasets.load_digits().data
-    found = {
-        "wine": datasets.load_wine().data,
-        "breast cancer": datasets.load_breast_cancer().data,
-        "diabetes": datasets.load_diabetes().data,
-        "digits": grey + np.random.default_rng(seed).uniform(size=grey.shape),
-    }
+    found = {name: load(return_X_y=True)[0] for name, load in LOADERS.items()}
+    found["digits"] = found["digits"] + np.random.default_rng(seed).uniform(size=(1797, 64))
     kept = {
         name: rows[:, [len(np.unique(column)) >= FEWEST_VALUES for column in rows.T]]
         for name, rows in found.items()
@@ -85,7 +88,7 @@ def fit_flow(
     flow = flows.iaf((size,), DEPTH, HIDDEN, transformer=transformer)
     density = densities.transformed(densities.standard_normal((size,)), flows.invert(flow))
     init_key, fit_key = jax.random.split(key)
-    params = density.init(init_key, train[:1])
+    params = density.init(init_key, jnp.zeros((1, size)))
     fit = variational.to_samples(
         density,
         params,
