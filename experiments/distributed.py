@@ -23,8 +23,8 @@ _OF_MEMORY = (
     "samples of a few rows at a time, whatever --nll_samples and --batch_size are"
 )
 
-ERRORS = (ValueError, OSError, FloatingPointError)
-"""What a run's input, its files or its numbers can cause: a line says it, without a traceback."""
+ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
+"""What a run's input, files, numbers or size can cause: a line says it, without a traceback."""
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -61,6 +61,8 @@ def processes() -> Iterator[None]:
 
 def message_of(error: Exception) -> str:
     """What an error says; of JAX's long ones, the first line, and what to do about memory."""
+    if isinstance(error, MemoryError):  # NumPy's, of masks or of data.
+        return f"memory is exhausted: {error}. {_OF_MEMORY}"
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return str(error)
     message = str(error).partition("\n")[0]

@@ -278,4 +278,8 @@ def _arguments(config: Config, part: str) -> tuple[str, dict[str, Any]]:
     transformer = getattr(config, f"{part}_transformer")
     if transformer != "default":
         arguments["transformer"] = getattr(flows, transformer)
+    elif text != "nvp":
+        # A fresh stack halves its input: sigmoid(bias)^depth = 1/2.
+        bias = -math.log(2 ** (1 / max(arguments["depth"], 1)) - 1)
+        arguments["transformer"] = flows.gate(bias)
     return text, arguments

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from support import KEY, assert_finite_where_representable, normal, random_params, randomise
+from support import (
+    KEY,
+    assert_finite_where_representable,
+    gated_iaf,
+    normal,
+    random_params,
+    randomise,
+)
 from support.cases import smooth_made, smooth_mlp
 
 from led_jax import densities, flows
@@ -78,7 +85,7 @@ def test_bases_with_other_tails(x64, base, reference):
 
 @pytest.mark.slow
 def test_a_product_is_its_parts_side_by_side(x64):
-    flow = flows.iaf((2,), 1, hidden=(4,), context_dim=3)
+    flow = gated_iaf((2,), 1, hidden=(4,), context_dim=3)
     parts = (
         densities.transformed(densities.logistic((2,)), flow),
         densities.uniform((1,)),
@@ -144,7 +151,7 @@ def test_standardised_is_the_density_in_the_datas_own_units(x64):
 FLOWS = {
     "real_nvp": lambda: flows.real_nvp((2,), 3, hidden=(8,)),
     "iaf": lambda: flows.iaf((2,), 2, hidden=(8,), transformer=flows.affine),
-    "maf": lambda: flows.invert(flows.iaf((2,), 2, hidden=(8,))),
+    "maf": lambda: flows.invert(gated_iaf((2,), 2, hidden=(8,))),
     "coupling": lambda: flows.coupling(np.array([True, False]), smooth_mlp(), flows.gated),
     "identity": lambda: flows.chain(),
 }
@@ -153,7 +160,7 @@ each_flow = pytest.mark.parametrize("make", FLOWS.values(), ids=FLOWS)
 
 CONDITIONAL = {
     "real_nvp": lambda: flows.real_nvp((2,), 3, hidden=(8,), context_dim=3),
-    "maf": lambda: flows.invert(flows.iaf((2,), 2, hidden=(8,), context_dim=3)),
+    "maf": lambda: flows.invert(gated_iaf((2,), 2, hidden=(8,), context_dim=3)),
 }
 
 

@@ -221,6 +221,23 @@ def standard_target(x):
     return -0.5 * (x**2).sum(-1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("std", [0.1, 3.0])
+def test_a_default_stack_narrows_and_widens(std):
+    """KL(q || p) of a stack that cannot is over a nat: with N(0, 1), 194 and 1.4."""
+    density = densities.transformed(densities.standard_normal((2,)), flows.iaf((2,), 2, (16,)))
+    start = density.init(KEY, jnp.zeros(2))
+
+    def target(x):
+        return (-0.5 * jnp.square((x - 1) / std) - math.log(std * math.sqrt(2 * math.pi))).sum(-1)
+
+    fit = variational.to_log_density(
+        density, start, KEY, target, num_steps=600, batch_size=64, learning_rate=1e-2
+    )
+    log_weights = variational.log_weights(density, fit.params, KEY, target, 2000)
+    assert -log_weights.mean() < 0.1
+
+
 def test_a_restart_that_diverges_does_not_hold_up_the_others():
     start = jax.vmap(lambda key: PLANE.init(key, jnp.zeros(2)))(jax.random.split(KEY, 2))
     start = jax.tree.map(lambda leaf: leaf.at[1].set(1000.0), start)  # A scale of e^1000.

@@ -174,7 +174,9 @@ def compile_times(rounds: int) -> list[dict[str, Any]]:
     stacks: dict[str, Callable[[int], Flow]] = {
         "real_nvp": lambda depth: led_flows.real_nvp((50,), depth),
         # Inverted, so that scoring takes the direction that training takes.
-        "iaf": lambda depth: led_flows.invert(led_flows.iaf((50,), depth)),
+        "iaf": lambda depth: led_flows.invert(
+            led_flows.iaf((50,), depth, transformer=led_flows.gated)
+        ),
     }
     results = []
     for name, make in stacks.items():

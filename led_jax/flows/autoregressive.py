@@ -1,6 +1,5 @@
 """Autoregressive flows: entry i is transformed as a function of the entries before it."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -13,7 +12,7 @@ from led_jax.flows.base import Flow, Params, chain, flatten, repeat
 from led_jax.flows.conditioners import Conditioner, MakeConditioner, make_conditioner
 from led_jax.flows.made import made
 from led_jax.flows.permutations import reverse
-from led_jax.flows.transformers import Transformer, affine, gate
+from led_jax.flows.transformers import Transformer, affine
 
 
 @constructor
@@ -111,7 +110,7 @@ def iaf(
     hidden: Sequence[int] = (512, 512),
     context_dim: int | None = None,
     *,
-    transformer: Transformer | None = None,
+    transformer: Transformer = affine,
     conditioner: Callable[..., MakeConditioner] = made,
 ) -> Flow:
     """A stack of inverse autoregressive layers with MADE or PixelCNN conditioners.
@@ -131,8 +130,8 @@ def iaf(
       depth: number of layers; 0 gives the identity.
       hidden: widths of each conditioner's hidden layers.
       context_dim: width of the context that they read; None ignores any context.
-      transformer: elementwise map of each layer. The default is `gate` with a bias for which a
-        fresh stack halves its input, at every depth.
+      transformer: elementwise map of each layer. The default shifts and scales, both ways; `gated`,
+        that of the paper, can only narrow, and a spline leaves what lies beyond its bound alone.
       conditioner: makes the layers' conditioner from `hidden` and `context_dim`: `made`, or for
         maps `partial(pixelcnn, event_shape)`.
 
@@ -143,9 +142,6 @@ def iaf(
       ValueError: if depth is negative or the widths are not positive; from the flow's functions,
         if the input, the context or the parameters have the wrong shapes.
     """
-    if transformer is None:
-        # sigmoid(bias)^depth = 1/2.
-        transformer = gate(-math.log(2 ** (1 / max(depth, 1)) - 1))
     network = make_conditioner("iaf", conditioner, hidden, context_dim)
     layer = autoregressive(network, transformer)
     stack = repeat(

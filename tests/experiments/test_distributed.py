@@ -128,15 +128,22 @@ def test_processes_that_cannot_meet_say_so(monkeypatch, index, listens, message)
             distributed._arrive("localhost", port, index) if index else distributed._gather(port, 3)
 
 
-def test_memory_exhausted_says_what_to_lower(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error,said",
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory, 9 bytes.\nat"),
+            "RESOURCE_EXHAUSTED: Out of memory, 9 bytes. Lower the",
+        ),
+        (MemoryError("Unable to allocate 9 bytes"), "memory is exhausted: Unable to allocate 9 b"),
+    ],
+)
+def test_memory_exhausted_says_what_to_lower(monkeypatch, capsys, error, said):
     monkeypatch.setattr(distributed, "_join", lambda: None)
     with pytest.raises(SystemExit), distributed.processes():
-        raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nat"
-        )
+        raise error
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes. Lower the")
-    assert "--batch_size" in line
+    assert line.startswith(f"error: {said}") and "--batch_size" in line
 
 
 def test_processes_meet_whoever_comes_first():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.test_util import check_grads
-from support import KEY, layers_of, normal, randomise
+from support import KEY, gated_iaf, layers_of, normal, randomise
 from support.cases import smooth_made
 
 from led_jax import flows
@@ -50,7 +50,7 @@ def test_each_entry_is_transformed_by_what_the_conditioner_says_of_it():
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 17])
 def test_a_fresh_iaf_halves_its_input(depth):
-    flow = flows.iaf((4,), depth, hidden=(8,))
+    flow = gated_iaf((4,), depth, hidden=(8,))
     x = normal((3, 4))
     y, log_det = flow.apply(jax.jit(flow.init)(KEY, x), x)
     np.testing.assert_allclose(y, x / 2, rtol=1e-5)
@@ -97,7 +97,7 @@ def test_pixelcnn_jacobian_is_triangular_in_raster_order():
 def test_a_stack_on_maps_sees_what_is_after_a_pixel_from_its_second_layer_on(depth):
     event_shape = (3, 3, 1)
     conditioner = partial(flows.pixelcnn, event_shape, activation=jnp.tanh)
-    flow = flows.iaf(event_shape, depth, hidden=(4, 4), conditioner=conditioner)
+    flow = gated_iaf(event_shape, depth, hidden=(4, 4), conditioner=conditioner)
     x = normal(event_shape)
     params = randomise(jax.jit(flow.init)(KEY, x), 0.2)
     jacobian = jax.jit(jax.jacfwd(lambda x: flow.apply(params, x)[0]))(x).reshape(9, 9)
@@ -110,7 +110,7 @@ def test_context_of_maps_stays_aligned_in_layers_of_reversed_order():
     """Without what the networks see of x, a position is a function of the context there alone."""
     event_shape = (2, 3, 2)
     conditioner = partial(flows.pixelcnn, event_shape)
-    flow = flows.iaf(event_shape, 3, hidden=(4,), context_dim=12, conditioner=conditioner)
+    flow = gated_iaf(event_shape, 3, hidden=(4,), context_dim=12, conditioner=conditioner)
     x, context = normal(event_shape), normal((12,))
     params = randomise(jax.jit(flow.init)(KEY, x, context))
     params = jax.tree.map_with_path(
@@ -128,7 +128,7 @@ def test_context_of_maps_stays_aligned_in_layers_of_reversed_order():
 
 def test_the_default_conditioner_has_two_hidden_layers_of_512():
     for dim in (1, 50):
-        flow = flows.iaf((dim,), 1)
+        flow = gated_iaf((dim,), 1)
         x = jnp.zeros((2, dim))
         params = jax.eval_shape(flow.init, KEY, x)
         widths = [leaf.shape[-1] for leaf in jax.tree.leaves(params)]
@@ -224,7 +224,7 @@ def test_each_direction_is_one_program():
     """The sequential direction loops over entries; it is not unrolled."""
     sizes = []
     for dim in (20, 40):
-        flow = flows.iaf((dim,), 1, hidden=(8,))
+        flow = gated_iaf((dim,), 1, hidden=(8,))
         x = jnp.zeros((2, dim))
         params = jax.eval_shape(flow.init, KEY, x)
         sizes.append(str(jax.make_jaxpr(flow.inverse)(params, x)).count(" = "))
@@ -233,15 +233,15 @@ def test_each_direction_is_one_program():
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match="depth must be 0 or more, got -2"):
-        flows.iaf((3,), -2)
+        gated_iaf((3,), -2)
     for hidden in ((), (0, 4)):
         with pytest.raises(ValueError, match="hidden must be .* of 1 or more|widths, got hidden="):
-            flows.iaf((3,), 2, hidden=hidden)
+            gated_iaf((3,), 2, hidden=hidden)
 
 
 def test_parameters_of_another_flow_are_an_error():
     x = normal((3,))
-    flow, other = flows.iaf((3,), 2, hidden=(5,)), flows.iaf((3,), 2, hidden=(4,))
+    flow, other = gated_iaf((3,), 2, hidden=(5,)), gated_iaf((3,), 2, hidden=(4,))
     params = jax.eval_shape(other.init, KEY, x)
     for direction in (flow.apply, flow.inverse):
         with pytest.raises(ValueError, match="made: expected parameters of shapes .*, got"):

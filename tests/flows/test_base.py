@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
-from support import KEY, normal, random_params, randomise
+from support import KEY, gated_iaf, normal, random_params, randomise
 from support.cases import smooth_made, smooth_mlp
 
 from led_jax import densities, flows
@@ -150,7 +150,7 @@ def test_repeat_traces_a_layer_once_and_stacks_its_parameters(scan_cost):
 
 def test_program_does_not_grow_with_depth():
     def program_size(depth):
-        flow = flows.iaf((4,), depth, hidden=(5,))
+        flow = gated_iaf((4,), depth, hidden=(5,))
         x = jnp.zeros((2, 4))
         params = jax.eval_shape(flow.init, KEY, x)
         return len(str(jax.make_jaxpr(flow.apply)(params, x)).splitlines())
@@ -199,7 +199,7 @@ def noisy_stack(name, noise):
     dim = 10
     flow = {
         "real_nvp": lambda: flows.real_nvp((dim,), 64, hidden=(32,)),
-        "iaf": lambda: flows.iaf((dim,), 64, hidden=(32, 32)),
+        "iaf": lambda: gated_iaf((dim,), 64, hidden=(32, 32)),
     }[name]()
     x = normal((100, dim))
     params = jax.jit(flow.init)(KEY, x)
@@ -231,8 +231,8 @@ def test_training_at_depth_64_stays_finite(name):
     """Value and gradient at the default initialisation, and through 100 Adam steps of float32."""
     stack = {
         "real_nvp": lambda: flows.real_nvp((8,), 64, hidden=(16,)),
-        "iaf": lambda: flows.iaf((8,), 64, hidden=(16, 16)),
-        "maf": lambda: flows.invert(flows.iaf((8,), 64, hidden=(16, 16))),
+        "iaf": lambda: gated_iaf((8,), 64, hidden=(16, 16)),
+        "maf": lambda: flows.invert(gated_iaf((8,), 64, hidden=(16, 16))),
     }[name]()
     density = densities.transformed(densities.standard_normal((8,)), stack)
     data, optimizer = normal((100, 64, 8), dtype="float32"), optax.adam(1e-3)

@@ -1,6 +1,7 @@
 """Helpers that several test modules share."""
 
 import contextlib
+import math
 import socket
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from led_jax import flows
 
 KEY = jax.random.key(0)
 
@@ -43,6 +46,12 @@ def random_params(init, *args, scale=0.3, seed=7):
     shapes = jax.eval_shape(init, KEY, *args)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return randomise(zeros, scale, seed)
+
+
+def gated_iaf(event_shape, depth, *args, **kwargs):
+    """The stack of the paper's posterior, which halves its input while it is fresh."""
+    gate = flows.gate(-math.log(2 ** (1 / max(depth, 1)) - 1))
+    return flows.iaf(event_shape, depth, *args, transformer=gate, **kwargs)
 
 
 def normal(shape, seed=1, dtype=None):

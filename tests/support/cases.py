@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from led_jax import flows
-from support import KEY, normal, randomise
+from support import KEY, gated_iaf, normal, randomise
 
 CONTEXT_DIM = 3
 HIDDEN = (8,)
@@ -187,18 +187,18 @@ CASES = [
         lambda: flows.autoregressive(smooth_made(), flows.spline(2, bound=None)),
         (3,),
     ),
-    Case("iaf-0", lambda: flows.iaf((2, 1), 0), (2, 1)),
-    Case("iaf-1", lambda: flows.iaf((1,), 2, hidden=(5,)), (1,)),
-    Case("iaf-1-context", lambda: flows.iaf((1,), 2, hidden=(5,), **CONTEXT), (1,), True),
-    Case("iaf-2", lambda: flows.iaf((2,), 3, hidden=(5, 4)), (2,)),
-    Case("iaf-image", lambda: flows.iaf((2, 1, 2), 2, hidden=(5,), **CONTEXT), (2, 1, 2), True),
+    Case("iaf-0", lambda: gated_iaf((2, 1), 0), (2, 1)),
+    Case("iaf-1", lambda: gated_iaf((1,), 2, hidden=(5,)), (1,)),
+    Case("iaf-1-context", lambda: gated_iaf((1,), 2, hidden=(5,), **CONTEXT), (1,), True),
+    Case("iaf-2", lambda: gated_iaf((2,), 3, hidden=(5, 4)), (2,)),
+    Case("iaf-image", lambda: gated_iaf((2, 1, 2), 2, hidden=(5,), **CONTEXT), (2, 1, 2), True),
     Case(
         "autoregressive-sigmoids",
         lambda: flows.autoregressive(smooth_made(**CONTEXT), flows.sigmoid_mixture(2)),
         (2,),
         True,
     ),
-    Case("iaf-deep", lambda: flows.iaf((3,), 17, hidden=(5,)), (3,), noise=0.1),
+    Case("iaf-deep", lambda: gated_iaf((3,), 17, hidden=(5,)), (3,), noise=0.1),
     Case(
         "iaf-pixelcnn",
         lambda: flows.iaf(
@@ -212,7 +212,7 @@ CASES = [
         (1, 3, 2),
         True,
     ),
-    Case("maf-5", lambda: flows.invert(flows.iaf((5,), 2, hidden=(9,), **CONTEXT)), (5,), True),
+    Case("maf-5", lambda: flows.invert(gated_iaf((5,), 2, hidden=(9,), **CONTEXT)), (5,), True),
     Case("lu-4", lambda: flows.lu((4,)), (4,)),
     Case("lu-image", lambda: flows.lu((2, 1, 2), **CONTEXT), (2, 1, 2), True),
     Case("householder", lambda: flows.householder((3,), 2, **CONTEXT), (3,), True),

@@ -4,7 +4,8 @@ Up to commit 290305c a stack of up to 12 layers (4 of coupling layers) was a tup
 was one array for each block of columns, with its longer side last, and names were flax's own.
 
 tests/golden/parameters_290305c.npz holds what that commit computed with such parameters. It was
-made in a checkout of it, with this file copied there, by `python converter.py OUTPUT.npz`.
+made in a checkout of it, with this folder copied there, by
+`python -m support.converter OUTPUT.npz`.
 """
 
 import json
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from led_jax import flows
+from support import gated_iaf
 
 # For each case: the flow, its event shape, its context's width, its depth, and the depth up to
 # which its layers were a tuple. Where a layer is narrower than 256 units, its number of units and
@@ -24,11 +26,11 @@ from led_jax import flows
 CASES = {
     "real_nvp-3": (lambda: flows.real_nvp((5,), 3, (6, 7), context_dim=3), (5,), 3, 3, 4),
     "real_nvp-6": (lambda: flows.real_nvp((4,), 6, (5,)), (4,), None, 6, 4),
-    "iaf-1": (lambda: flows.iaf((5,), 1, (8, 6)), (5,), None, 1, 12),
-    "iaf-3": (lambda: flows.iaf((4,), 3, (8,), 3), (4,), 3, 3, 12),
-    "iaf-13": (lambda: flows.iaf((3,), 13, (4,)), (3,), None, 13, 12),
-    "iaf-wide": (lambda: flows.iaf((5,), 2, (260, 300)), (5,), None, 2, 12),
-    "iaf-wide-event": (lambda: flows.iaf((258,), 1, (257,)), (258,), None, 1, 12),
+    "iaf-1": (lambda: gated_iaf((5,), 1, (8, 6)), (5,), None, 1, 12),
+    "iaf-3": (lambda: gated_iaf((4,), 3, (8,), 3), (4,), 3, 3, 12),
+    "iaf-13": (lambda: gated_iaf((3,), 13, (4,)), (3,), None, 13, 12),
+    "iaf-wide": (lambda: gated_iaf((5,), 2, (260, 300)), (5,), None, 2, 12),
+    "iaf-wide-event": (lambda: gated_iaf((258,), 1, (257,)), (258,), None, 1, 12),
     "convnet": (
         lambda: flows.real_nvp(
             (2, 2, 2),
@@ -44,7 +46,7 @@ CASES = {
         4,
     ),
     "pixelcnn": (
-        lambda: flows.iaf((2, 3, 2), 2, (4,), 6, conditioner=partial(flows.pixelcnn, (2, 3, 2))),
+        lambda: gated_iaf((2, 3, 2), 2, (4,), 6, conditioner=partial(flows.pixelcnn, (2, 3, 2))),
         (2, 3, 2),
         6,
         2,

@@ -1,11 +1,14 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from experiments.config import Config
-from experiments.figures.marginal_matching import run
+from experiments.figures.marginal_matching import moments, run
 from experiments.run import run as train
+from led_jax.encoders import Encoding
 
 pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
 
@@ -28,6 +31,16 @@ def test_the_terms_add_up_and_tie_to_the_bound(tmp_path):
     assert first["test_nll"] == trained["nll"]
     assert first["test_inference_gap"] == -trained["test_elbo"] - trained["nll"]
     assert (tmp_path / "marginal_matching.png").stat().st_size > 1000
+
+
+def test_moments_of_a_mixture_are_those_of_its_draws():
+    rng = np.random.default_rng(0)
+    mean, log_std = rng.normal(size=(5, 2)), rng.normal(size=(5, 2)) - 1
+    covariance, log_posterior = moments(Encoding(mean, log_std, None))
+    draws = mean + np.exp(log_std) * rng.normal(size=(200_000, 5, 2))
+    np.testing.assert_allclose(covariance, np.cov(draws.reshape(-1, 2).T), rtol=0.02)
+    expected = stats.norm.logpdf(draws, mean, np.exp(log_std)).sum(-1).mean()
+    assert log_posterior == pytest.approx(expected, abs=0.01)
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path):
