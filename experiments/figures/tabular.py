@@ -8,6 +8,7 @@ standard output is the JSON object.
 """
 
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -152,6 +153,7 @@ def run(fast: bool, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
                 "gain_se": float(gain.std() / len(gain) ** 0.5),
             }
             records.append(record)
+            progress.write(f"{name}, {model}: {record['log_prob']:.2f} nats a row", sys.stderr)
             if model != "Gaussian":
                 points = curves.setdefault(model, {})
                 points[f"{name}\n{len(rows)} x {rows.shape[1]}"] = record["gain"], record["gain_se"]
