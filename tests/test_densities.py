@@ -652,6 +652,13 @@ def test_other_numbers_become_the_default_float(name, points):
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)
 
 
+def test_integers_are_neither_wrapped_nor_cast():
+    normal_ = densities.standard_normal((1,))
+    assert normal_.log_prob((), np.array([[200]], np.uint8)) == pytest.approx(-20000.919)
+    assert normal_.log_prob((), np.array([[70000]])) == pytest.approx(-2.45e9)
+    assert densities.uniform((1,)).log_prob((), np.array([7])) == -np.inf
+
+
 def test_a_base_of_another_size_is_refused_when_parameters_are_made():
     density = densities.transformed(densities.standard_normal((3,)), flows.actnorm())
     with pytest.raises(ValueError, match=r"expected x of shape \[..., 3\], got \(5, 4\)"):

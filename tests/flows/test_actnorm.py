@@ -56,3 +56,14 @@ def test_wrong_event_shape():
         for wrong in (jnp.zeros((3, 4)), jnp.zeros((3, 1)), jnp.zeros(())):
             with pytest.raises(ValueError, match=r"actnorm: expected .*\[\.\.\., 5\], got \("):
                 direction(params, wrong)
+
+
+def test_integers_are_the_floats_that_they_stand_for():
+    flow = flows.actnorm()
+    params = {"shift": jnp.array([0.5, -0.3]), "log_scale": jnp.array([0.2, -0.7])}
+    for function in (flow.apply, flow.inverse):
+        expected = function(params, jnp.array([3.0, 200.0]))
+        for found, wanted in zip(
+            function(params, np.array([3, 200], np.uint8)), expected, strict=True
+        ):
+            np.testing.assert_array_equal(found, wanted)

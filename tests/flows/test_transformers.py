@@ -303,3 +303,11 @@ def test_the_cheap_direction_is_the_one_that_searches_for_no_root():
 )
 def test_help_shows_the_documentation_of_a_constant(name, text):
     assert text in pydoc.render_doc(getattr(flows, name))
+
+
+def test_integers_are_the_floats_that_they_stand_for():
+    raw = normal((flows.rational_quadratic.num_params, 3))
+    for function in (flows.rational_quadratic.apply, flows.rational_quadratic.inverse):
+        expected = function(raw, jnp.array([0.0, 1, -2]))
+        for found, wanted in zip(function(raw, np.array([0, 1, -2])), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
