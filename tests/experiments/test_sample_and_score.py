@@ -208,7 +208,7 @@ def test_samples_of_levels_can_be_scored(launch, tmp_path):
 @pytest.mark.parametrize(
     ("binary", "args", "message"),
     [
-        ("sample", "--workdir=absent --output=s.npz", "No such file"),
+        ("sample", "--workdir=absent --output=s.npz", "absent holds no model.json"),
         ("sample", "--workdir=MODELS/flow", "--output must name a file"),
         ("sample", "--workdir=MODELS/flow --output=s.gif", "--output must name a file"),
         ("sample", "--workdir=MODELS/flow --output=no/s.npz", "in an existing directory"),

@@ -34,6 +34,7 @@ def test_a_whitened_gaussian_is_the_standard_normal():
 @pytest.mark.slow
 def test_flows_find_what_a_gaussian_cannot(monkeypatch):
     monkeypatch.setattr(tabular, "DEPTH", 2)
+    monkeypatch.setattr(tabular, "MEMBERS", 2)
     x = np.random.default_rng(1).normal(size=(1200, 1))
     x = np.concatenate([x, x**2 + np.random.default_rng(2).normal(size=x.shape)], 1)
     train, test = x[:600], x[600:]
@@ -51,6 +52,7 @@ def test_every_row_is_scored_once_by_what_has_not_seen_it(monkeypatch, tmp_path)
     monkeypatch.setattr(tabular, "KERNELS", [KernelDensity()])
     monkeypatch.setattr(tabular, "TRANSFORMERS", {"affine flows": flows.affine})
     monkeypatch.setattr(tabular, "HIDDEN", (8,))
+    monkeypatch.setattr(tabular, "MEMBERS", 1)
     found = tabular.run(True, 0, tmp_path)
     rows = np.random.default_rng(0).permutation(tabular.tables(0)["wine"])
     halves = rows[:89], rows[89:]
