@@ -269,17 +269,19 @@ def _scores(name: str, arguments: dict[str, Any]) -> bool:
 def _arguments(config: Config, part: str) -> tuple[str, dict[str, Any]]:
     """The constructor's name and arguments, from one flag or from several."""
     text = getattr(config, part)
-    if text not in FLOWS:
-        kind, colon, rest = text.partition(":")
-        return kind, descriptions.parse(FLOWS.get(kind, kind) + colon + rest)[1]
-    arguments = {name: getattr(config, f"{part}_{name}") for name in ("depth", "hidden")}
-    if text == "nvp":
-        arguments["mask"] = getattr(config, f"{part}_mask")
-    transformer = getattr(config, f"{part}_transformer")
-    if transformer != "default":
-        arguments["transformer"] = getattr(flows, transformer)
-    elif text != "nvp":
+    kind, colon, rest = text.partition(":")
+    if text in FLOWS:
+        arguments = {name: getattr(config, f"{part}_{name}") for name in ("depth", "hidden")}
+        if text == "nvp":
+            arguments["mask"] = getattr(config, f"{part}_mask")
+        transformer = getattr(config, f"{part}_transformer")
+        if transformer != "default":
+            arguments["transformer"] = getattr(flows, transformer)
+    else:
+        arguments = descriptions.parse(FLOWS.get(kind, kind) + colon + rest)[1]
+    depth = arguments.get("depth")
+    is_gated = part == "posterior" and FLOWS.get(kind) == "iaf" and "transformer" not in arguments
+    if is_gated and isinstance(depth, int):
         # A fresh stack halves its input: sigmoid(bias)^depth = 1/2.
-        bias = -math.log(2 ** (1 / max(arguments["depth"], 1)) - 1)
-        arguments["transformer"] = flows.gate(bias)
-    return text, arguments
+        arguments["transformer"] = flows.gate(-math.log(2 ** (1 / max(depth, 1)) - 1))
+    return kind, arguments
