@@ -49,7 +49,7 @@ MIXTURES = [
     for ridge in (1e-3, 1e-2, 1e-1)
 ]
 KERNELS = [KernelDensity(bandwidth=width) for width in np.geomspace(0.1, 2.0, 14)]
-# Rows far from all others are what a wide scale fails on: with e^3 for e^0.5 a fold lost 100 nats.
+# A wide scale fails on rows far from all others: with e^3 for e^0.5 one was 100 nats too low.
 TRANSFORMERS = {"affine flows": flows.scaled(0.5), "spline flows": flows.spline(8)}
 DEPTH, HIDDEN = 4, (64, 64)
 MEMBERS = 3  # Of an equal mixture, each with a part of its own to stop by.
