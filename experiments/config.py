@@ -128,7 +128,7 @@ class Config:
     posterior_hidden: tuple[int, ...] = _field((512, 512), "Hidden widths of each layer.")
     posterior_transformer: str = _field(
         "default",
-        "Elementwise map of each posterior layer; default: affine for nvp, a gate for made and pixelcnn.",
+        "Elementwise map of each posterior layer; default: affine for nvp, a gate for the others.",
         choices=("default", *TRANSFORMERS),
     )
     posterior_context: int = _field(
