@@ -229,6 +229,39 @@ def gains(
     _save_figure(path, figure)
 
 
+def errors(
+    path: str | os.PathLike,
+    problems: Mapping[str, Mapping[str, tuple[float, bool]]],
+    label: str,
+    limit: float,
+) -> None:
+    """What each model is off by, a row for each problem.
+
+    Args:
+      path: file to write.
+      problems: problem -> model -> (error, whether it says of itself that it can be trusted).
+      label: what is measured.
+      limit: an error that is small, drawn as a line.
+    """
+    models = list(dict.fromkeys(model for points in problems.values() for model in points))
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(problems) + 1.6), layout="constrained")
+    for i, model in enumerate(models):
+        for row, points in enumerate(problems.values()):
+            if model in points:
+                error, trusted = points[model]
+                height = row + 0.6 * ((i + 0.5) / len(models) - 0.5)
+                fill = f"C{i}" if trusted else "none"
+                axes.plot(error, height, "o", color=f"C{i}", markerfacecolor=fill)
+    for row in range(1, len(problems)):
+        axes.axhline(row - 0.5, color="0.85", linewidth=0.8)
+    axes.axvline(limit, color="gray", linewidth=0.8)
+    axes.set(xscale="log", xlabel=label, ylim=(len(problems) - 0.5, -0.5))
+    axes.set_yticks(range(len(problems)), list(problems))
+    handles = [Line2D([], [], marker="o", ls="none", color=f"C{i}") for i in range(len(models))]
+    figure.legend(handles, models, loc="outside upper center", ncols=3, fontsize="small")
+    _save_figure(path, figure)
+
+
 class Panel(NamedTuple):
     """A density over a part of the plane.
 

@@ -3,15 +3,16 @@
 Needs numpyro, which the extra `interop` installs; nothing else in led_jax imports it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints, transforms
-from numpyro.infer.util import initialize_model
+from numpyro.infer.util import initialize_model, unconstrain_fn
 
 from led_jax.checks import checked
 from led_jax.densities import Density
@@ -75,11 +76,14 @@ class Posterior(NamedTuple):
       log_density: `[..., D]` to `[...]`: the log joint density of data and latent variables, with
         the log-determinants of the maps to their supports, so that its integral is the evidence.
       constrain: `[..., D]` to the sites by name, `[..., *site_shape]`, deterministic ones included.
+      unconstrain: latent sites by name, as `MCMC.get_samples()` has them, to `[..., D]`; other
+        names are ignored.
     """
 
     size: int
     log_density: Callable[[Array], Array]
     constrain: Callable[[Array], dict[str, Array]]
+    unconstrain: Callable[[Mapping[str, Array]], Array]
 
 
 @checked
@@ -101,15 +105,44 @@ def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: An
     info = initialize_model(key, model, model_args=args, model_kwargs=kwargs)
     start, unravel = ravel_pytree(info.param_info.z)
 
-    def over_batch(function: Callable[[Array], Any], x: Array) -> Any:
-        for _ in x.shape[:-1]:
+    def over_batch(function: Callable[[Any], Any], x: Any, num_axes: int) -> Any:
+        for _ in range(num_axes):
             function = jax.vmap(function)
         return function(x)
 
+    def constrain(x: Array) -> dict[str, Array]:
+        return over_batch(lambda z: info.postprocess_fn(unravel(z)), x, x.ndim - 1)
+
+    site_shapes = {name: site.shape for name, site in jax.eval_shape(constrain, start).items()}
+
+    def unconstrain(sites: Mapping[str, Array]) -> Array:
+        latent = {name: jnp.asarray(sites[name]) for name in info.param_info.z if name in sites}
+        batch_shapes = {
+            site.shape[: site.ndim - len(site_shapes[name])] for name, site in latent.items()
+        }
+        expected = {name: (*batch, *site_shapes[name]) for batch in batch_shapes for name in latent}
+        shapes = {name: site.shape for name, site in latent.items()}
+        if (
+            len(batch_shapes) != 1
+            or shapes != expected
+            or latent.keys() != info.param_info.z.keys()
+        ):
+            latent_shapes = {name: site_shapes[name] for name in info.param_info.z}
+            raise ValueError(
+                f"unconstrain: expected sites of the shapes {latent_shapes} after one batch shape, "
+                f"got {shapes}"
+            )
+
+        def entries(latent: dict[str, Array]) -> Array:
+            return ravel_pytree(unconstrain_fn(model, args, kwargs, latent))[0]
+
+        return over_batch(entries, latent, len(batch_shapes.pop()))
+
     return Posterior(
         size=start.size,
-        log_density=lambda x: over_batch(lambda z: -info.potential_fn(unravel(z)), x),
-        constrain=lambda x: over_batch(lambda z: info.postprocess_fn(unravel(z)), x),
+        log_density=lambda x: over_batch(lambda z: -info.potential_fn(unravel(z)), x, x.ndim - 1),
+        constrain=constrain,
+        unconstrain=unconstrain,
     )
 
 

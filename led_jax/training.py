@@ -515,7 +515,7 @@ def epochs(
     objective: Objective | None = None,
     batch_size: int = 100,
     score: ScoreFn = bound_terms,
-    select: str = "elbo",
+    select: str | Callable[[dict[str, float]], float] = "elbo",
     valid_every: int = 1,
     num_epochs: int | None = None,
     patience: int | None = None,
@@ -540,7 +540,8 @@ def epochs(
       batch_size: rows a step, on all devices together; those left over sit out, other ones in
         every epoch.
       score: what is measured on the validation split.
-      select: name of the number in `score` whose mean selects the best state, larger is better.
+      select: name of the number in `score` whose mean selects the best state, larger is better, or
+        a function of all these means by name.
       valid_every: epochs between validations; the last of `num_epochs` is always validated.
       num_epochs: the epoch to stop after; None never stops.
       patience: epochs without a better validation score after which it stops; None never does.
@@ -698,14 +699,18 @@ def _measurement(model: Model, score: ScoreFn, size: int, placement: Placement) 
     return measure
 
 
-def _select(progress: Progress, valid: dict[str, float], select: str) -> Progress:
+def _select(
+    progress: Progress, valid: dict[str, float], select: str | Callable[[dict[str, float]], float]
+) -> Progress:
     """Adds a record to the history, and keeps the state if it is the best."""
-    if select not in valid:
+    if isinstance(select, str) and select not in valid:
         raise ValueError(f"epochs: select={select!r} is none of the scores {', '.join(valid)}")
-    number, value = progress.epoch, valid[select]
+    number = progress.epoch
+    value = valid[select] if isinstance(select, str) else select(valid)
     if not np.isfinite(value):
+        name = select if isinstance(select, str) else "score"
         raise FloatingPointError(
-            f"the validation's {select} is {value} after epoch {number}. {_ADVICE}"
+            f"the validation's {name} is {value} after epoch {number}. {_ADVICE}"
         )
     record = {
         "epoch": number,

@@ -83,6 +83,7 @@ def to_samples(
     learning_rate: float = 3e-3,
     valid_fraction: float = 0.1,
     patience: int | None = None,
+    num_restarts: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
     callback: Callback = lambda progress: None,
     context: Array | np.ndarray | None = None,
@@ -99,7 +100,8 @@ def to_samples(
 
     Args:
       density: q, whose `log_prob` should be its cheap direction.
-      params: parameters to start from.
+      params: parameters to start from; with restarts those of each along a first axis, as from
+        `jax.vmap(density.init, (0, None))`.
       key: PRNG key of the part held out and of the batches.
       samples: draws from p, `[n, *event_shape]`: floats, or integers, which become the default
         float.
@@ -108,17 +110,22 @@ def to_samples(
       learning_rate: Adam's rate at the start of a cosine decay to zero.
       valid_fraction: part of the samples to hold out; 0 holds none, and the last parameters count.
       patience: passes without a better held-out score after which it stops; None never does.
+      num_restarts: number of fits, in one program side by side, on the same batches, each with an
+        optimizer of its own; the pass and the fit that score the held-out samples best are
+        returned. None takes params as one start.
       optimizer: any optax transformation; None takes Adam at `learning_rate`.
       callback: called with `training.Progress` after each pass.
       context: `[n, context_dim]`, one for each sample.
 
     Returns:
-      `Fit`; a loss is the batch's mean of -log q. A warning says so where the samples are so far
-      from zero, for their spread, that q hardly begins to score them.
+      `Fit`; a loss is the batch's mean of -log q. With restarts the losses are the means over all
+      of them, those of held-out samples the best one's. A warning says so where the samples are
+      so far from zero, for their spread, that q hardly begins to score them.
 
     Raises:
-      ValueError: if a number is not positive, samples or contexts are not finite, or there are not
-        as many contexts as samples.
+      ValueError: if a number is not positive, samples or contexts are not finite, there are not
+        as many contexts as samples, params are not those of so many restarts, or restarts have no
+        samples held out to be chosen by.
     """
     samples = np.asarray(as_float("samples", samples))
     if not samples.ndim:
@@ -141,17 +148,24 @@ def to_samples(
         _check_finite("context", context)
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"to_samples: valid_fraction must be in [0, 1), got {valid_fraction}")
+    _check_restarts("to_samples", params, num_restarts)
+    num_valid = int(valid_fraction * len(samples))
+    if num_restarts is not None and not num_valid:
+        raise ValueError(
+            f"to_samples: expected a valid_fraction that holds samples out, by which the best of "
+            f"{num_restarts} restarts is chosen, got {valid_fraction} of {len(samples)} samples"
+        )
     try:
         some = None if context is None else context[:256]
-        jax.eval_shape(density.log_prob, params, samples[:256], some)
+        one = params if num_restarts is None else jax.tree.map(lambda leaf: leaf[0], params)
+        jax.eval_shape(density.log_prob, one, samples[:256], some)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"to_samples: samples or params do not fit the density: {error}"
         ) from error
-    _warn_of_far_samples(density, params, samples, some)
+    _warn_of_far_samples(density, one, samples, some)
     split_key, fit_key = jax.random.split(key)
     order = np.asarray(jax.random.permutation(split_key, len(samples)))
-    num_valid = int(valid_fraction * len(samples))
     parts = {"train": order[num_valid:], "valid": order[:num_valid], "test": order[:0]}
     batch_size = min(batch_size, len(parts["train"]))
     dataset = Dataset(
@@ -161,7 +175,7 @@ def to_samples(
         prepare=_as_they_are,
         context=context if context is None else {n: context[part] for n, part in parts.items()},
     )
-    return _fit(
+    result, best = _fit(
         density,
         params,
         fit_key,
@@ -171,9 +185,11 @@ def to_samples(
         batch_size=batch_size,
         learning_rate=learning_rate,
         optimizer=optimizer,
+        num_restarts=num_restarts,
         patience=patience,
         callback=callback,
     )
+    return result if num_restarts is None else _restart(result, best)
 
 
 @checked
@@ -234,20 +250,13 @@ def to_log_density(
             f"to_log_density: annealing_steps must be from 0 to num_steps - 1 = {num_steps - 1}, "
             f"got {annealing_steps}"
         )
-    if num_restarts is not None:
-        _check_positive("to_log_density", num_restarts=num_restarts)
-        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
-        if lengths - {(num_restarts,)}:
-            raise ValueError(
-                f"to_log_density: expected params of {num_restarts} restarts along the first axis, "
-                f"got leaves with {sorted(lengths)}"
-            )
+    _check_restarts("to_log_density", params, num_restarts)
     steps = min(num_steps, _STEPS_AN_EPOCH)
     nothing = np.zeros((steps, 0), np.float32)  # A row without entries is a step.
     fit_key, choice_key = jax.random.split(key)
-    divergence = _Divergence(log_density, batch_size, annealing_steps, path_gradient, num_restarts)
+    divergence = _Divergence(log_density, batch_size, annealing_steps, path_gradient)
     try:
-        result = _fit(
+        result, _ = _fit(
             density,
             params,
             key if num_restarts is None else fit_key,
@@ -270,8 +279,7 @@ def to_log_density(
         return result
     measure = once_for_equal(_restart_losses, density, log_density, num_restarts)
     losses = measure(result.params, choice_key)
-    best = int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
-    return result._replace(params=jax.tree.map(lambda leaf: leaf[best], result.params))
+    return _restart(result, int(np.argmin(np.nan_to_num(losses, nan=np.inf))))
 
 
 @checked
@@ -463,7 +471,7 @@ def _score(
 
 
 class _Divergence(NamedTuple):
-    """E_q[log q - weight log p], summed over restarts.
+    """E_q[log q - weight log p].
 
     A tuple, which equals another one of equal fields: so `training` finds the program of an earlier
     call again.
@@ -473,7 +481,6 @@ class _Divergence(NamedTuple):
     batch_size: int
     annealing_steps: int
     path_gradient: bool
-    num_restarts: int | None
 
     def __call__(
         self, model: Density, params: Params, own: Params, key: Array, rows: Array, step: Array
@@ -481,21 +488,63 @@ class _Divergence(NamedTuple):
         weight = 1.0
         if self.annealing_steps:
             weight = jnp.minimum(0.1 + 0.9 * step / self.annealing_steps, 1.0)
+        x, log_q = model.sample_and_log_prob(params, key, (self.batch_size,))
+        if self.path_gradient:
+            log_q = model.log_prob(jax.lax.stop_gradient(params), x)
+        value = (log_q - weight * _checked(self.log_density, x)).mean()
+        return value, {"log_prob": -value}
 
-        def divergence(params: Params, key: Array) -> Array:
-            x, log_q = model.sample_and_log_prob(params, key, (self.batch_size,))
-            if self.path_gradient:
-                log_q = model.log_prob(jax.lax.stop_gradient(params), x)
-            return (log_q - weight * _checked(self.log_density, x)).mean()
 
-        if self.num_restarts is None:
-            value = divergence(params, key)
-            return value, {"log_prob": -value}
-        values = jax.vmap(divergence)(params, jax.random.split(key, self.num_restarts))
+class _OfRestarts(NamedTuple):
+    """The sum of an objective over restarts, whose parameters lie along a first axis."""
+
+    objective: Objective
+    num_restarts: int
+
+    def __call__(
+        self,
+        model: Density,
+        params: Params,
+        own: Params,
+        key: Array,
+        rows: Array,
+        step: Array,
+        *context: Array,
+    ) -> tuple[Array, dict[str, Array]]:
+        def loss(params: Params, key: Array) -> Array:
+            return self.objective.loss(model, params, own, key, rows, step, *context)[0]
+
+        values = jax.vmap(loss)(params, jax.random.split(key, self.num_restarts))
         # One that diverges stands still (see `_of_each`), and does not hold up the others.
         is_good = jnp.isfinite(values)
         total = jnp.where(is_good, values, 0).sum()
         return total, {"log_prob": -total / is_good.sum()}
+
+
+class _ScoreOfRestarts(NamedTuple):
+    """`_score` of each restart, by its number."""
+
+    num_restarts: int
+
+    def __call__(
+        self,
+        model: Density,
+        params: Params,
+        key: Array,
+        x: Array,
+        context: Array | None = None,
+    ) -> dict[str, Array]:
+        log_probs = jax.vmap(model.log_prob, (0, None, None))(params, x, context)
+        return {str(i): log_probs[i] for i in range(self.num_restarts)}
+
+
+def _best(valid: dict[str, float]) -> float:
+    """The best restart's score; NaN where none has one."""
+    return max((v for v in valid.values() if not math.isnan(v)), default=math.nan)
+
+
+def _restart(result: Fit, number: int) -> Fit:
+    return result._replace(params=jax.tree.map(lambda leaf: leaf[number], result.params))
 
 
 @lru_cache(maxsize=16)
@@ -541,12 +590,16 @@ def _fit(
     num_restarts: int | None = None,
     patience: int | None = None,
     callback: Callback,
-) -> Fit:
+) -> tuple[Fit, int]:
+    """The fit, and the restart that scored held-out samples best in the best epoch."""
     if optimizer is None:
         num_steps = num_epochs * (len(dataset.train) // batch_size)
         optimizer = _default_optimizer(learning_rate, num_steps)
+    score, select = _score, "log_prob"
     if num_restarts is not None:
         optimizer = _of_each(optimizer)
+        objective = Objective(_nothing, _OfRestarts(objective, num_restarts))
+        score, select = _ScoreOfRestarts(num_restarts), _best
     losses = []
 
     def record(progress: Progress) -> None:
@@ -567,14 +620,19 @@ def _fit(
         num_epochs,
         objective=objective,
         batch_size=batch_size,
-        score=_score,
-        select="log_prob",
+        score=score,
+        select=select,
         patience=patience,
         callback=record,
         resume=Progress(start, start),
     )
-    valid = [-r["valid_log_prob"] for r in progress.history]
-    return Fit(progress.params, np.array(losses), np.array(valid))
+    scores = {
+        record["epoch"]: [v for name, v in record.items() if name.startswith("valid_")]
+        for record in progress.history
+    }
+    best = np.nanargmax(scores[int(progress.best.epoch)]) if scores else 0
+    valid = [-np.nanmax(score) for score in scores.values()]
+    return Fit(progress.params, np.array(losses), np.array(valid)), int(best)
 
 
 def _warn_of_far_samples(
@@ -600,6 +658,18 @@ def _check_finite(name: str, values: np.ndarray) -> None:
         raise ValueError(
             f"to_samples: expected finite {name}, got NaN or infinity in {len(rows)} rows, the "
             f"first of them row {rows[0]}"
+        )
+
+
+def _check_restarts(name: str, params: Params, num_restarts: int | None) -> None:
+    if num_restarts is None:
+        return
+    _check_positive(name, num_restarts=num_restarts)
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
+    if lengths - {(num_restarts,)}:
+        raise ValueError(
+            f"{name}: expected params of {num_restarts} restarts along the first axis, got leaves "
+            f"with {sorted(lengths)}"
         )
 
 

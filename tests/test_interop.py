@@ -111,3 +111,27 @@ def test_the_evidence_of_a_numpyro_model_with_a_constrained_latent():
     exact = scipy.stats.gamma(2 + counts.sum(), scale=1 / 4.5)
     np.testing.assert_allclose(sites["rate"].mean(), exact.mean(), rtol=0.03)
     np.testing.assert_allclose(sites["rate"].std(), exact.std(), rtol=0.08)
+
+
+def test_sites_go_to_entries_and_back():
+    def model(y):
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        weights = numpyro.sample("weights", dist.Dirichlet(jnp.ones(3)))
+        with numpyro.plate("groups", 4):
+            x = numpyro.sample("x", dist.Normal(0, scale))
+        numpyro.deterministic("total", x.sum())
+        numpyro.sample("y", dist.Normal(x.sum() * weights[0]), obs=y)
+
+    posterior = interop.from_numpyro(KEY, model, 1.0)
+    entries = normal((2, 5, posterior.size))
+    sites = posterior.constrain(entries)
+    assert sites["weights"].shape == (2, 5, 3) and sites["total"].shape == (2, 5)
+    np.testing.assert_allclose(posterior.unconstrain(sites), entries, atol=2e-6)
+    np.testing.assert_allclose(
+        posterior.unconstrain({name: site[0, 0] for name, site in sites.items()}),
+        entries[0, 0],
+        atol=2e-6,
+    )
+    for wrong in ({}, sites | {"x": sites["x"][0]}, sites | {"weights": sites["weights"][..., :2]}):
+        with pytest.raises(ValueError, match=r"unconstrain: expected sites of the shapes .*'x'"):
+            posterior.unconstrain(wrong)

@@ -1,6 +1,7 @@
 import math
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -290,6 +291,24 @@ def test_of_several_restarts_each_has_an_optimizer_of_its_own_and_the_best_is_ke
     assert np.all(shift < 1.9)
     with pytest.raises(ValueError, match=r"params of 2 restarts .*got leaves with \[\(3,\)\]"):
         variational.to_log_density(PLANE, start, KEY, standard_target, num_restarts=2)
+
+
+@pytest.mark.slow
+def test_of_restarts_on_samples_the_one_that_scores_held_out_ones_best_is_kept():
+    x = 3.0 + normal((400, 2))
+    near, far = plane_params(2.0), plane_params(50.0)
+    broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e30), near)
+    start = jax.tree.map(lambda *leaves: jnp.stack(leaves), far, near, broken)
+    settings = {"num_steps": 40, "batch_size": 100, "optimizer": optax.adam(0.1)}
+    best = variational.to_samples(PLANE, start, KEY, x, num_restarts=3, **settings)
+    alone = variational.to_samples(PLANE, near, KEY, x, **settings)
+    chex.assert_trees_all_close(best.params, alone.params, rtol=1e-4)
+    np.testing.assert_allclose(best.valid_losses, alone.valid_losses, rtol=1e-4)
+    assert best.losses[-1] > 10 * alone.losses[-1]  # The mean over both.
+    with pytest.raises(ValueError, match=r"params of 2 restarts .*got leaves with \[\(3,\)\]"):
+        variational.to_samples(PLANE, start, KEY, x, num_restarts=2)
+    with pytest.raises(ValueError, match="expected a valid_fraction that holds samples out"):
+        variational.to_samples(PLANE, start, KEY, x, num_restarts=3, valid_fraction=0.0)
 
 
 @pytest.mark.slow

@@ -4,11 +4,14 @@ r"""Measures the library's speed against this machine's matrix products and agai
         [--rounds=5] [--nll_rows=200] [--output=FILE.json]
     python -m experiments.benchmark --suite=flows [--cells=coupling4,made4,sequential8,...]
         [--peers=flowjax,numpyro,distrax] [--rounds=5] [--output=FILE.json]
+    python -m experiments.benchmark --suite=inference [--cells=mean_field,full_rank,iaf3]
+        [--peers=flowjax,numpyro] [--rounds=5] [--output=FILE.json]
 
 The suite `training` times training steps, compilation and the NLL, the suite `flows` stacks of flow
-layers. What is compared runs in one process by turns, and ratios are of medians over the rounds:
-what else the machine does hits every side alike. The last line on standard output is one JSON
-object; --output also writes it to FILE.json and as tables to FILE.md.
+layers, the suite `inference` whole fits to a posterior. What is compared runs in one process by
+turns, and ratios are of medians over the rounds: what else the machine does hits every side alike.
+The last line on standard output is one JSON object; --output also writes it to FILE.json and as
+tables to FILE.md.
 """
 
 import datetime
@@ -23,11 +26,11 @@ import jax
 from absl import app, flags
 
 from experiments import provenance
-from experiments.benchmark import flow_suite, training_suite
+from experiments.benchmark import flow_suite, inference_suite, training_suite
 from experiments.benchmark.measuring import say, sgemm_gflops
 from experiments.workdir import write_json
 
-_SUITES = {"training": training_suite, "flows": flow_suite}
+_SUITES = {"training": training_suite, "flows": flow_suite, "inference": inference_suite}
 _SGEMM_SHAPES = (
     *((n, n, n) for n in (1024, 2048, 3072, 4096)),
     (1024, 4096, 1024),

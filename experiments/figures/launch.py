@@ -9,7 +9,7 @@ from absl import app, flags
 
 from experiments import provenance
 from experiments.flags import check_devices, required_workdir, show_in_help, start
-from experiments.workdir import write_json
+from experiments.workdir import whole, write_json
 
 
 def define_flags() -> None:
@@ -21,20 +21,26 @@ def define_flags() -> None:
         show_in_help(name)
 
 
-def launch(module: str, figure: str, run: Callable[[bool, int, pathlib.Path], dict]) -> None:
+def launch(
+    module: str,
+    figure: str,
+    run: Callable[[bool, int, pathlib.Path], dict[str, Any]],
+    to_markdown: Callable[[dict[str, Any]], str] | None = None,
+) -> None:
     """Runs a binary: draws WORKDIR/figure.png, writes WORKDIR/figure.json and prints it.
 
     Args:
-      module: name of the binary's module.
+      module: name of the binary's module in `experiments`.
       figure: name of the figure.
       run: `(fast, seed, workdir) -> numbers`, which draws into `workdir`.
+      to_markdown: what WORKDIR/figure.md says of the result; None writes none.
     """
 
     def main(argv: list[str]) -> None:
         start(argv)
         fast, seed = flags.FLAGS.fast, flags.FLAGS.seed
         workdir = required_workdir()
-        command = f"python -m experiments.figures.{module} --seed={seed}" + " --fast" * fast
+        command = f"python -m experiments.{module} --seed={seed}" + " --fast" * fast
         try:
             check_devices()
             workdir.mkdir(parents=True, exist_ok=True)
@@ -43,6 +49,9 @@ def launch(module: str, figure: str, run: Callable[[bool, int, pathlib.Path], di
             raise SystemExit(f"error: {error}") from error
         result: dict[str, Any] = numbers | {"seed": seed} | provenance.origin(command)
         write_json(workdir / f"{figure}.json", result)
+        if to_markdown is not None:
+            with whole(workdir / f"{figure}.md") as path:
+                path.write_text(to_markdown(result))
         print(json.dumps(result))
 
     app.run(main)

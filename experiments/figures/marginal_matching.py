@@ -180,7 +180,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("runs", [], "Directories of finished runs of experiments.train.")
     flags.DEFINE_string("data_dir", "", "Where the data are, if no longer where they were.")
     launch(
-        "marginal_matching",
+        "figures.marginal_matching",
         "marginal_matching",
         lambda fast, seed, workdir: run(
             [pathlib.Path(path).expanduser() for path in flags.FLAGS.runs],

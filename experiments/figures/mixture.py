@@ -149,4 +149,4 @@ def _draws(points: Array) -> Density:
 
 if __name__ == "__main__":
     define_flags()
-    launch("mixture", "figure2", lambda fast, *args: run(FAST if fast else FULL, *args))
+    launch("figures.mixture", "figure2", lambda fast, *args: run(FAST if fast else FULL, *args))

@@ -181,4 +181,6 @@ def run(setting: Setting, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     define_flags()
-    launch("posterior_gap", "figure1", lambda fast, *args: run(FAST if fast else FULL, *args))
+    launch(
+        "figures.posterior_gap", "figure1", lambda fast, *args: run(FAST if fast else FULL, *args)
+    )

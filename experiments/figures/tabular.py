@@ -174,4 +174,4 @@ def run(fast: bool, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     define_flags()
-    launch("tabular", "tabular", run)
+    launch("figures.tabular", "tabular", run)

@@ -263,4 +263,4 @@ def run(fast: bool, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     define_flags()
-    launch("universality", "universality", run)
+    launch("figures.universality", "universality", run)

@@ -144,3 +144,16 @@ def test_marginal_matching_draws_terms_and_images(monkeypatch):
     np.testing.assert_array_equal(left.images[0].get_array(), canvas)
     np.testing.assert_array_equal(right.images[0].get_array(), 1 - canvas)
     assert left.get_title() == "left" and right.get_title() == "right"
+
+
+def test_errors_are_drawn_where_they_lie_and_filled_where_trusted(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save_figure", lambda path, figure: figures.append(figure))
+    problems = {"a": {"one": (0.5, True), "two": (0.01, False)}, "b": {"two": (2.0, True)}}
+    plots.errors(tmp_path / "e.png", problems, "error", 0.1)
+    (axes,) = figures[0].axes
+    points = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [float(line.get_xdata()[0]) for line in points] == [0.5, 0.01, 2.0]
+    assert [round(float(line.get_ydata()[0])) for line in points] == [0, 0, 1]
+    assert [line.get_markerfacecolor() == "none" for line in points] == [False, True, False]
+    plt.close(figures[0])

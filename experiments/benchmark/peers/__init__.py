@@ -8,9 +8,13 @@ once it is all computed; the fastest counts.
 For the suite `flows` it is a module `<name>_flows` with `make_log_prob(stack, key)`: parameters and
 a function `(params, x) -> [n]`, the log-density of x `[n, SIZE]` under the stack's flow of a
 standard normal. It is None where the library has no such layer.
+
+For the suite `inference` it is a module `<name>_inference` with `make_fit(guide, steps, batch,
+learning_rate)`: a function of a key that fits the guide from its start and returns each step's, or
+each hundred steps', loss.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jax import Array
@@ -25,6 +29,7 @@ SIZE = 50  # entries of an event, in the suite `flows`
 BINS = 8  # of a spline
 
 LogProb = tuple[Any, Callable[[Any, Array], Array]]
+Fit = Callable[[Array], Sequence[float]]
 
 
 class Stack(NamedTuple):
@@ -46,3 +51,17 @@ class Stack(NamedTuple):
     def hidden(self) -> tuple[int, ...]:
         """Widths of each layer's network."""
         return (100,) if self.layer == "coupling" else (512, 512)
+
+
+class Guide(NamedTuple):
+    """A density to fit in the suite `inference`.
+
+    Attributes:
+      kind: "mean_field", "full_rank" or "iaf".
+      depth: number of flow layers.
+      hidden: widths of each layer's network.
+    """
+
+    kind: str
+    depth: int = 0
+    hidden: tuple[int, ...] = (64, 64)

@@ -1,0 +1,1 @@
+"""The binary `experiments.posteriors`: flows beside NUTS on a dozen posteriors."""
