@@ -107,7 +107,7 @@ def make_fit(guide: Guide, steps: int, batch: int, learning_rate: float) -> Fit:
             batch_size=batch,
             optimizer=optax.adam(learning_rate),
         )
-        return found.losses
+        return found.losses.tolist()
 
     return fit
 

@@ -129,7 +129,7 @@ def nuts(
     """Chains of NUTS under a log-density on R^event_size, from near zero."""
     seconds = []
 
-    def one_after_another(chain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def one_after_another(chain: Any) -> Any:
         # numpyro's own sequential chains compile anew for each of them.
         def run(starts: Any) -> Any:
             compiled = jax.jit(lambda starts: jax.lax.map(chain, starts)).lower(starts).compile()
@@ -145,7 +145,7 @@ def nuts(
         num_warmup=scale.warmup,
         num_samples=scale.draws,
         num_chains=CHAINS,
-        chain_method=one_after_another,
+        chain_method=one_after_another,  # pyright: ignore[reportArgumentType]
         progress_bar=False,
     )
     start_key, key = jax.random.split(key)
@@ -236,35 +236,41 @@ def measure(problem: Problem, key: Array, scale: Scale) -> dict[str, Any]:
 
 
 def to_markdown(result: dict[str, Any]) -> str:
-    """The numbers as a table, a row for each fit and each run of NUTS."""
+    """The numbers as two tables, of the fits and of NUTS."""
     lines = [
-        "| posterior | entries | model | error | weighted | ELBO | log Z | Pareto k | seconds |",
+        "| posterior | entries | density | error | weighted | ELBO | log Z | Pareto k | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, record in result["posteriors"].items():
-        row = f"| {name} | {record['size']} "
-        for model, r in record["fits"].items():
+        for density, r in record["fits"].items():
             lines.append(
-                f"{row}| {model} | {r['error']:.3f} | {r['weighted_error']:.3f} "
-                f"| {r['elbo']:.3f} | {r['log_z']:.3f} +- {r['standard_error']:.3f} "
+                f"| {name} | {record['size']} | {density} | {r['error']:.3f} "
+                f"| {r['weighted_error']:.3f} | {r['elbo']:.3f} "
+                f"| {r['log_z']:.3f} +- {r['standard_error']:.3f} "
                 f"| {r['pareto_k']:.2f} | {r['seconds']:.0f} |"
             )
-        for model, r in record.get("chains", {}).items():
-            lines.append(f"{row}| {model} | {r['error']:.3f} | | | | | {r['seconds']:.0f} |")
+    lines += [
+        "",
+        "| posterior | NUTS | error | effective samples | R-hat | seconds | effective a second |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, record in result["posteriors"].items():
+        for chains, r in {"reference": record["reference"], **record.get("chains", {})}.items():
+            lines.append(
+                f"| {name} | {chains} | {r['error']:.3f} | {r['size']:,.0f} | {r['r_hat']:.4f} "
+                f"| {r['seconds']:.1f} | {r['size_a_second']:,.0f} |"
+            )
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines += [
         "",
         "Error: the largest one of the means and standard deviations of all unconstrained entries, "
         "in units of the reference's standard deviation, of the fitted density itself and with its "
-        "importance weights. Seconds: a fit's with compiling, those of NUTS without.",
+        "importance weights. Effective samples are those of the worst entry. Seconds: a fit's with "
+        "compiling, those of NUTS without.",
         "",
-        "| posterior | effective samples of the reference | R-hat | seconds |",
-        "|---|---|---|---|",
+        f"`{result['command']}`; {result['hardware']}; {versions}, numpyro {result['numpyro']}; "
+        f"{result['date']}.",
     ]
-    for name, record in result["posteriors"].items():
-        r = record["reference"]
-        lines.append(f"| {name} | {r['size']:,.0f} | {r['r_hat']:.4f} | {r['seconds']:.0f} |")
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    lines += ["", f"`{result['command']}`; {result['hardware']}; {versions}; {result['date']}."]
     return "\n".join(lines) + "\n"
 
 

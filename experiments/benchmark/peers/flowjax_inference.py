@@ -42,7 +42,7 @@ def make_fit(guide: Guide, steps: int, batch: int, learning_rate: float) -> Fit:
         _, losses = fit_to_key_based_loss(
             key,
             density,
-            loss_fn=ElboLoss(posterior.log_density, batch),
+            loss_fn=ElboLoss(lambda x: posterior.log_density(jnp.asarray(x)), batch),
             steps=steps,
             optimizer=optax.adam(learning_rate),
             show_progress=False,

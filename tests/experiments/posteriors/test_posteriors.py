@@ -91,10 +91,15 @@ def test_results_are_written_with_a_row_for_each_fit(monkeypatch, tmp_path):
     assert list(result["posteriors"]) == ["conjugate"] and result["steps"] == main.FAST.steps
     assert (tmp_path / "inference.png").stat().st_size > 1000
     origin = {"command": "c", "hardware": "h", "versions": {"jax": "0"}, "date": "d"}
-    lines = main.to_markdown(result | origin).splitlines()
-    rows = [line for line in lines if line.startswith("| conjugate | 2 ")]
-    assert len(rows) == 3 and rows[0].split("|")[3].strip() == main.NEUTRA_FLOW
-    assert all(row.count("|") == lines[0].count("|") for row in rows)
+    fits, chains, _ = main.to_markdown(result | origin).split("\n\n", 2)
+    assert [line.split(" | ")[2] for line in fits.splitlines()[2:]] == [main.NEUTRA_FLOW]
+    assert [line.split(" | ")[1] for line in chains.splitlines()[2:]] == [
+        "reference",
+        "NUTS as written",
+        "NUTS in the flow's base space",
+    ]
+    for table in (fits, chains):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
 def test_samples_come_with_their_weights():
