@@ -10,6 +10,7 @@ rows of its own: in the model as it is, and in the base space of the affine flow
 the JSON object.
 """
 
+import json
 import pathlib
 import sys
 import time
@@ -26,9 +27,10 @@ from jax import Array
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
-from experiments import plots
+from experiments import plots, provenance
 from experiments.figures.launch import define_flags, launch
 from experiments.posteriors.models import Problem, problems
+from experiments.workdir import write_json
 from led_jax import densities, flows, interop, variational
 from led_jax.densities import Density
 from led_jax.flows import Flow
@@ -275,20 +277,30 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 
 def run(fast: bool, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
-    """Measures every posterior (`fast`: the centred schools alone) and draws the errors."""
+    """Measures every posterior (`fast`: the centred schools alone) and draws the errors.
+
+    Each is written down once it is done, and is not measured again by an equal run.
+    """
     found = problems()
     if fast:
         found = dict(list(found.items())[:1])
     key, records = jax.random.key(seed), {}
+    scale = FAST if fast else FULL
+    identity = {"seed": seed, "commit": provenance.commit(), **scale._asdict()}
     progress = tqdm.tqdm(found.items(), unit="posterior")
     for i, (name, problem) in enumerate(progress):
         progress.set_postfix_str(name)
-        records[name] = measure(problem, jax.random.fold_in(key, i), FAST if fast else FULL)
+        path = workdir / f"{name.replace(' ', '_')}.json"
+        done = json.loads(path.read_text()) if path.exists() else {}
+        if done.get("identity") != identity:
+            record = measure(problem, jax.random.fold_in(key, i), scale)
+            done = {"identity": identity, "record": record}
+            write_json(path, done)
+        records[name] = done["record"]
         errors = {model: f"{r['error']:.3f}" for model, r in records[name]["fits"].items()}
         progress.write(f"{name}: errors {errors}", sys.stderr)
     draw(records, workdir / "inference.png")
-    scale = (FAST if fast else FULL)._asdict()
-    return {"posteriors": records, **scale, "numpyro": numpyro.__version__}
+    return {"posteriors": records, **scale._asdict(), "numpyro": numpyro.__version__}
 
 
 def draw(records: dict[str, Any], path: pathlib.Path) -> None:

@@ -90,6 +90,11 @@ def test_results_are_written_with_a_row_for_each_fit(monkeypatch, tmp_path):
     json.dumps(result, allow_nan=False)
     assert list(result["posteriors"]) == ["conjugate"] and result["steps"] == main.FAST.steps
     assert (tmp_path / "inference.png").stat().st_size > 1000
+    with monkeypatch.context() as patch:
+        patch.delattr(main, "measure")
+        assert main.run(True, 0, tmp_path) == result  # What is done is not done again,
+        with pytest.raises(NameError):
+            main.run(True, 1, tmp_path)  # if it is of the same seed.
     origin = {"command": "c", "hardware": "h", "versions": {"jax": "0"}, "date": "d"}
     fits, chains, _ = main.to_markdown(result | origin).split("\n\n", 2)
     assert [line.split(" | ")[2] for line in fits.splitlines()[2:]] == [main.NEUTRA_FLOW]
