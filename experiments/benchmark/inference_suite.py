@@ -16,8 +16,7 @@ import optax
 
 from experiments.benchmark.measuring import markdown_table, round_robin, say
 from experiments.benchmark.peers import Fit, Guide
-from experiments.posteriors.models import problems
-from led_jax import densities, flows, interop, variational
+from led_jax import densities, flows, variational
 
 CELLS = {
     "mean_field": Guide("mean_field"),
@@ -85,6 +84,10 @@ def measure_guide(cell: str, peers: Sequence[str], rounds: int) -> dict[str, Any
 
 def make_fit(guide: Guide, steps: int, batch: int, learning_rate: float) -> Fit:
     """Our side: see `experiments.benchmark.peers`."""
+    # The other suites do without numpyro.
+    from experiments.posteriors.models import problems
+    from led_jax import interop
+
     problem = problems()["logistic regression"]
 
     def fit(key: jax.Array) -> Sequence[float]:

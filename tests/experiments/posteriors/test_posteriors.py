@@ -86,6 +86,7 @@ def test_results_are_written_with_a_row_for_each_fit(monkeypatch, tmp_path):
     monkeypatch.setattr(main, "problems", lambda: {"conjugate": CONJUGATE, "left out": None})
     monkeypatch.setattr(main, "FLOWS", {main.NEUTRA_FLOW: main.FLOWS[main.NEUTRA_FLOW]})
     monkeypatch.setattr(main, "HIDDEN", (8,))
+    monkeypatch.setattr(main.provenance, "commit", lambda: "1a2b")
     result = main.run(True, 0, tmp_path)
     json.dumps(result, allow_nan=False)
     assert list(result["posteriors"]) == ["conjugate"] and result["steps"] == main.FAST.steps
@@ -94,7 +95,10 @@ def test_results_are_written_with_a_row_for_each_fit(monkeypatch, tmp_path):
         patch.delattr(main, "measure")
         assert main.run(True, 0, tmp_path) == result  # What is done is not done again,
         with pytest.raises(NameError):
-            main.run(True, 1, tmp_path)  # if it is of the same seed.
+            main.run(True, 1, tmp_path)  # if it is of the same seed
+        patch.setattr(main.provenance, "commit", lambda: "1a2b+dirty")
+        with pytest.raises(NameError):
+            main.run(True, 0, tmp_path)  # and of code that is on record.
     origin = {"command": "c", "hardware": "h", "versions": {"jax": "0"}, "date": "d"}
     fits, chains, _ = main.to_markdown(result | origin).split("\n\n", 2)
     assert [line.split(" | ")[2] for line in fits.splitlines()[2:]] == [main.NEUTRA_FLOW]
