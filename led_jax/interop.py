@@ -12,7 +12,8 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints, transforms
-from numpyro.infer.util import initialize_model, unconstrain_fn
+from numpyro.handlers import seed
+from numpyro.infer.util import constrain_fn, initialize_model, potential_energy, unconstrain_fn
 
 from led_jax.checks import checked
 from led_jax.densities import Density
@@ -102,8 +103,13 @@ def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: An
       *args: its arguments, the data among them.
       **kwargs: likewise.
     """
-    info = initialize_model(key, model, model_args=args, model_kwargs=kwargs)
-    start, unravel = ravel_pytree(info.param_info.z)
+    # Shapes alone: each operation of a model that is run compiles a program of its own.
+    latent_sites = jax.eval_shape(
+        lambda key: initialize_model(key, model, model_args=args, model_kwargs=kwargs).param_info.z,
+        key,
+    )
+    start, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, latent_sites))
+    seeded = seed(model, key)
 
     def over_batch(function: Callable[[Any], Any], x: Any, num_axes: int) -> Any:
         for _ in range(num_axes):
@@ -111,23 +117,27 @@ def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: An
         return function(x)
 
     def constrain(x: Array) -> dict[str, Array]:
-        return over_batch(lambda z: info.postprocess_fn(unravel(z)), x, x.ndim - 1)
+        def sites(x: Array) -> dict[str, Array]:
+            return constrain_fn(seeded, args, kwargs, unravel(x), return_deterministic=True)
+
+        return over_batch(sites, x, x.ndim - 1)
+
+    def log_density(x: Array) -> Array:
+        return over_batch(
+            lambda x: -potential_energy(seeded, args, kwargs, unravel(x)), x, x.ndim - 1
+        )
 
     site_shapes = {name: site.shape for name, site in jax.eval_shape(constrain, start).items()}
 
     def unconstrain(sites: Mapping[str, Array]) -> Array:
-        latent = {name: jnp.asarray(sites[name]) for name in info.param_info.z if name in sites}
+        latent = {name: jnp.asarray(sites[name]) for name in latent_sites if name in sites}
         batch_shapes = {
             site.shape[: site.ndim - len(site_shapes[name])] for name, site in latent.items()
         }
         expected = {name: (*batch, *site_shapes[name]) for batch in batch_shapes for name in latent}
         shapes = {name: site.shape for name, site in latent.items()}
-        if (
-            len(batch_shapes) != 1
-            or shapes != expected
-            or latent.keys() != info.param_info.z.keys()
-        ):
-            latent_shapes = {name: site_shapes[name] for name in info.param_info.z}
+        if len(batch_shapes) != 1 or shapes != expected or latent.keys() != latent_sites.keys():
+            latent_shapes = {name: site_shapes[name] for name in latent_sites}
             raise ValueError(
                 f"unconstrain: expected sites of the shapes {latent_shapes} after one batch shape, "
                 f"got {shapes}"
@@ -140,7 +150,7 @@ def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: An
 
     return Posterior(
         size=start.size,
-        log_density=lambda x: over_batch(lambda z: -info.potential_fn(unravel(z)), x, x.ndim - 1),
+        log_density=log_density,
         constrain=constrain,
         unconstrain=unconstrain,
     )
