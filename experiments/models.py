@@ -21,6 +21,7 @@ from led_jax import (
     optimizers,
 )
 from led_jax.data import Dataset
+from led_jax.decoders import Decoder
 from led_jax.densities import Density
 from led_jax.flows import Flow
 from led_jax.likelihoods import Likelihood
@@ -37,8 +38,11 @@ _FAST_ONE_WAY = ("iaf", "planar", *_SYLVESTER)
 """Flows whose `inverse` is a loop or a root find, whatever their transformer."""
 
 
-_CODE = 64
-"""Width of what a network says of z to a density of x."""
+_CODE, _CODE_MAPS = 64, 4
+"""Width of what a network says of z to a density of x, of vectors and of maps."""
+
+_FOR_ROWS = {"network": "mlp", "decoder": "flow"}
+"""Values of flags that take rows that are no images."""
 
 
 def decoder_values(config: Config) -> str:
@@ -53,17 +57,31 @@ def decoder_values(config: Config) -> str:
     return _make_named("decoder", config.decoder_constructor, Likelihood).values
 
 
-def _make_decoder(config: Config, x_dim: int) -> Likelihood | Density:
-    """A likelihood of each entry of x, or a density of x that reads a context of `_CODE` entries.
+def _make_decoder(config: Config, dataset: Dataset) -> Likelihood | Decoder:
+    """A likelihood of each entry of x, or a decoder of its own that is a density of x given a code.
+
+    Masks of an image's places make its flow one on maps, whose convolutions read the code as maps.
 
     Raises:
       ValueError: if --decoder names neither.
     """
     name, arguments = descriptions.parse(config.decoder_constructor)
-    known = {"event_shape": (x_dim,), "context_dim": _CODE, "depth": 4}
     taken = descriptions.parameters(name)
     if "event_shape" not in taken:
         return _make_named("decoder", config.decoder_constructor, Likelihood)
+    if config.network != "mlp":
+        raise ValueError(f"--decoder={config.decoder} needs --network=mlp")
+    event_shape, width = (math.prod(dataset.image_shape),), _CODE
+    known: dict[str, Any] = {"depth": 4}
+    if arguments.get("mask", "random") != "random":
+        height, width, *channels = _images(dataset, "decoder", config.decoder)
+        event_shape = height, width, *(channels or (1,))
+        width = height * width * _CODE_MAPS
+        known |= {
+            "hidden": (32,),
+            "conditioner": functools.partial(flows.convnet, event_shape),
+        }
+    known |= {"event_shape": event_shape, "context_dim": width}
     try:
         value = descriptions.make(
             name, **{key: v for key, v in known.items() if key in taken} | arguments
@@ -72,10 +90,10 @@ def _make_decoder(config: Config, x_dim: int) -> Likelihood | Density:
         raise ValueError(f"--decoder={config.decoder} makes no decoder: {error}") from error
     if isinstance(value, Flow):
         flow = value if _scores(name, arguments) else flows.invert(value)
-        return densities.transformed(densities.standard_normal((x_dim,)), flow)
+        value = densities.transformed(densities.standard_normal(event_shape), flow)
     if not isinstance(value, Density):
         raise ValueError(f"--decoder={config.decoder} is no decoder, but {value!r}")
-    return value
+    return decoders.density_decoder(value, event_shape, networks.MLP((200, 200, width)))
 
 
 def _once_for_all_seeds(make: Callable[[Config, int], _T]) -> Callable[[Config, int], _T]:
@@ -180,24 +198,22 @@ def build_led(config: Config, dataset: Dataset) -> LED:
     posterior, prior = make_flows(config, width)
     context_dim = _context_dim(config)
     weight_norm = config.weight_norm
-    x_dim = math.prod(dataset.image_shape)
-    likelihood = _make_decoder(config, x_dim)
-    if isinstance(likelihood, Density):
-        if config.network != "mlp":
-            raise ValueError(f"--decoder={config.decoder} needs --network=mlp")
+    likelihood = _make_decoder(config, dataset)
+    if isinstance(likelihood, Decoder):
         return LED(
             encoder=encoders.mlp_encoder(config.latent_size, context_dim=context_dim),
             posterior=posterior,
             prior=prior,
-            decoder=decoders.density_decoder(likelihood, x_dim, networks.MLP((200, 200, _CODE))),
+            decoder=likelihood,
         )
     if likelihood == likelihoods.bernoulli():
         likelihood = None  # The decoders' default, which their descriptions leave out.
     if config.network == "mlp":
         encoder = encoders.mlp_encoder(config.latent_size, context_dim=context_dim)
+        x_dim = math.prod(dataset.image_shape)
         decoder = decoders.mlp_decoder(x_dim, likelihood=likelihood)
     elif config.latent_shape:
-        images = _images(dataset)
+        images = _images(dataset, "network", config.network)
         height, width, channels = config.latent_shape
         encoder = encoders.spatial_encoder(
             images,
@@ -209,7 +225,7 @@ def build_led(config: Config, dataset: Dataset) -> LED:
             images, (height, width, channels), weight_norm=weight_norm, likelihood=likelihood
         )
     else:
-        images = _images(dataset)
+        images = _images(dataset, "network", config.network)
         encoder = encoders.resconv_encoder(
             images, config.latent_size, context_dim=context_dim, weight_norm=weight_norm
         )
@@ -227,7 +243,7 @@ def _context_dim(config: Config) -> int | None:
     return config.posterior_context * math.prod(config.latent_shape[:2]) or None
 
 
-def _images(dataset: Dataset) -> tuple[int, ...]:
+def _images(dataset: Dataset, flag: str, value: str) -> tuple[int, ...]:
     """(H, W) of grey images, or (H, W, C)."""
     match dataset.image_shape:
         case (height, width) | (height, width, 1):
@@ -235,8 +251,8 @@ def _images(dataset: Dataset) -> tuple[int, ...]:
         case (height, width, colours):
             return height, width, colours
     raise ValueError(
-        f"--network=resconv takes images [n, H, W] or [n, H, W, C]; {dataset.name} has rows of "
-        f"shape {dataset.image_shape}: use --network=mlp"
+        f"--{flag}={value} takes images [n, H, W] or [n, H, W, C]; {dataset.name} has rows of "
+        f"shape {dataset.image_shape}: use --{flag}={_FOR_ROWS[flag]}"
     )
 
 

@@ -1,5 +1,6 @@
 """Decoders p(x|z): a likelihood on top of a network."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -140,24 +141,25 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
 
 @constructor
 def density_decoder(
-    density: Density, x_dim: int, network: nn.Module, mean_samples: int = 32
+    density: Density, event_shape: tuple[int, ...], network: nn.Module, mean_samples: int = 32
 ) -> Decoder:
     """p(x|z) = p(x | context = network(z)), for any density that reads a context.
 
     With a Real NVP flow between the network and x this is the decoder of Agrawal and Dukkipati
-    (2016): the entries of x are dependent given z.
+    (2016), who mask images like a checkerboard: the entries of x are dependent given z.
 
     >>> from led_jax import densities, flows, networks
     >>> flow = flows.real_nvp((6,), depth=2, hidden=(8,), context_dim=4)
     >>> density = densities.transformed(densities.standard_normal((6,)), flow)
-    >>> network = density_decoder(density, 6, networks.MLP((32, 4)))
+    >>> network = density_decoder(density, (6,), networks.MLP((32, 4)))
     >>> params = network.init(jax.random.key(0), jnp.zeros((1, 5)))
     >>> network.log_prob(params, jnp.zeros((4, 5)), jnp.zeros((4, 6))).shape
     (4,)
 
     Args:
-      density: of x `[..., D]`, which reads a context `[..., C]`.
-      x_dim: number D of entries of x.
+      density: of events of the given shape, which reads a context `[..., C]`.
+      event_shape: shape of an x of D entries, which the decoder itself takes and gives as vectors
+        `[..., D]`, as all decoders do.
       network: maps z to the context `[..., C]`.
       mean_samples: draws that `mean` averages, always the same noise: densities have no closed one.
 
@@ -169,24 +171,28 @@ def density_decoder(
     """
     if mean_samples < 1:
         raise ValueError(f"density_decoder: mean_samples must be positive, got {mean_samples}")
+    event_shape, size = tuple(event_shape), math.prod(event_shape)
     init_network, outputs = pure_of_context(network)
 
     def init(key: Array, z: Array, context: Array | None = None) -> Params:
         network_key, density_key = jax.random.split(key)
         params = init_network(network_key, z, context)
         code = outputs(params, z, context)
-        x = jnp.zeros((*code.shape[:-1], x_dim), code.dtype)
+        x = jnp.zeros((*code.shape[:-1], *event_shape), code.dtype)
         return {"network": params, "density": density.init(density_key, x, code)}
 
     def log_prob(params: Params, z: Array, x: Array, context: Array | None = None) -> Array:
         code = outputs(params["network"], z, context)
         batch_shape = jnp.broadcast_shapes(code.shape[:-1], x.shape[:-1])
-        x = jnp.broadcast_to(x, (*batch_shape, x.shape[-1]))
+        if x.shape[-1] != size:
+            raise ValueError(f"decoder: expected x [..., {size}], got {x.shape}")
+        x = jnp.broadcast_to(x, (*batch_shape, size)).reshape(*batch_shape, *event_shape)
         return density.log_prob(params["density"], x.astype(code.dtype), code)
 
     def draws(params: Params, key: Array, z: Array, context: Array | None, shape: tuple) -> Array:
         code = outputs(params["network"], z, context)
-        return density.sample_and_log_prob(params["density"], key, shape, code)[0]
+        x, log_prob = density.sample_and_log_prob(params["density"], key, shape, code)
+        return x.reshape(*log_prob.shape, size)
 
     def mean(params: Params, z: Array, context: Array | None = None) -> Array:
         return draws(params, jax.random.key(0), z, context, (mean_samples,)).mean(0)

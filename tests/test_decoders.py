@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -76,7 +77,7 @@ def test_a_deviation_that_does_not_depend_on_z(x64, scale, size):
 def test_a_density_as_decoder_integrates_to_one_at_every_z(x64):
     flow = flows.real_nvp((2,), 2, hidden=(4,), context_dim=3)
     density = densities.transformed(densities.standard_normal((2,)), flow)
-    decoder = decoders.density_decoder(density, 2, networks.MLP((4, 3)), mean_samples=4000)
+    decoder = decoders.density_decoder(density, (2,), networks.MLP((4, 3)), mean_samples=4000)
     z = normal((2, 1, 2))
     params = random_params(decoder.init, z, scale=0.5)
     step = 0.06
@@ -92,6 +93,25 @@ def test_a_density_as_decoder_integrates_to_one_at_every_z(x64):
     draws = jax.jit(decoder.sample)(params, KEY, jnp.broadcast_to(z[:, 0], (4000, 2, 2)))
     for sampled in (found, draws.mean(0)):
         np.testing.assert_allclose(sampled, means, atol=4 * 2 / np.sqrt(4000))
+
+
+@pytest.mark.slow
+def test_a_density_of_images_as_decoder_of_their_rows(x64):
+    shape = (4, 6, 2)
+    conditioner = partial(flows.convnet, shape)
+    flow = flows.real_nvp(shape, 3, (4,), "checkerboard", context_dim=72, conditioner=conditioner)
+    density = densities.transformed(densities.standard_normal(shape), flow)
+    decoder = decoders.density_decoder(density, shape, networks.MLP((5, 72)), mean_samples=50)
+    z, x = normal((5, 2)), normal((7, 5, 48), seed=1)
+    params = random_params(decoder.init, z)
+    code = networks.MLP((5, 72)).apply({"params": params["network"]}, z)
+    expected = density.log_prob(params["density"], x.reshape(7, 5, *shape), code)
+    np.testing.assert_allclose(decoder.log_prob(params, z, x), expected)
+    assert decoder.sample(params, KEY, z).shape == decoder.mean(params, z).shape == (5, 48)
+    drawn = density.sample_and_log_prob(params["density"], KEY, (), code)[0]
+    np.testing.assert_allclose(decoder.sample(params, KEY, z), drawn.reshape(5, 48))
+    with pytest.raises(ValueError, match=r"expected x \[\.\.\., 48\]"):
+        decoder.log_prob(params, z, x[..., :-1])
 
 
 @pytest.mark.slow

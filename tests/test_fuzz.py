@@ -599,7 +599,7 @@ def targets():
         ),
         "density_decoder": Target(
             decoders.density_decoder,
-            {"density": DENSITY, "x_dim": COUNT, "mean_samples": COUNT}
+            {"density": DENSITY, "event_shape": EVENT, "mean_samples": COUNT}
             | {"network": pool(ENCODER, wrong=(None, "mlp", 3, decoder, networks.MLP))},
         ),
         "adversarial.loss": Target(

@@ -283,6 +283,11 @@ CASES = [
                 "--decoder=flow needs --network=mlp",
             ),
             (
+                "--decoder=flow:mask=checkerboard",
+                npz(train=np.zeros((999, 4))),
+                "--decoder=flow:mask=checkerboard takes images [n, H, W] or [n, H, W, C]",
+            ),
+            (
                 "--decoder=categorical:num_categories=3",
                 npz(train=np.full((999, 4), 3)),
                 "values from 3 to 3, expected whole numbers 0..2",

@@ -32,6 +32,7 @@ FILES = {
         ("table", "gaussian:std=0.3", "static"),
         ("table", "learned_gaussian:scale=entry", "static"),
         ("table", "flow:depth=2,hidden=8", "static"),
+        ("colour", "flow:depth=2,hidden=8,mask=checkerboard", "static"),
         ("letters", "categorical:num_categories=4", "static"),
         ("grey", "bernoulli", "dynamic"),
         ("grey", "discretized_logistic:num_components=2", "static"),
