@@ -36,18 +36,18 @@ from led_jax.densities import Density
 from led_jax.flows import Flow
 
 HIDDEN = (64, 64)
-BATCH_SIZE, LEARNING_RATE = 128, 3e-3
+BATCH_SIZE, LEARNING_RATE = 256, 3e-3
 CHAINS, ACCEPT = 4, 0.9
 BLOCK = 1000
 NEUTRA_FLOW = "affine flows"
 
 
 def _stack(transformer: flows.Transformer) -> Callable[[int], Flow]:
-    """A layer of the transformer, and two affine ones, which no bound keeps from any place."""
+    """A layer of the transformer, and five affine ones, which no bound keeps from any place."""
 
     def make(size: int) -> Flow:
         first = flows.iaf((size,), 1, HIDDEN, transformer=transformer)
-        others = flows.iaf((size,), 2, HIDDEN)
+        others = flows.iaf((size,), 5, HIDDEN)
         return flows.chain(first, flows.reverse(), others, flows.reverse(), flows.actnorm())
 
     return make
@@ -79,7 +79,7 @@ class Scale(NamedTuple):
     draws: int
 
 
-FULL, FAST = Scale(15_000, 50_000, 1000, 10_000), Scale(20, 1000, 50, 50)
+FULL, FAST = Scale(20_000, 50_000, 1000, 10_000), Scale(20, 1000, 50, 50)
 
 
 class Moments(NamedTuple):
