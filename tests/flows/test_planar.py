@@ -57,6 +57,30 @@ def test_radial_is_the_papers_formula(x64):
     np.testing.assert_allclose(log_det, expected, rtol=1e-10)
 
 
+@pytest.mark.filterwarnings("default")  # Importing pyro warns.
+@pytest.mark.parametrize("name", ["planar", "radial"])
+def test_the_flow_is_pyros(x64, name):
+    """On the same parameters: pyro is one of the benchmark's extra."""
+    torch = pytest.importorskip("torch")
+    module = pytest.importorskip(f"pyro.distributions.transforms.{name}")
+    flow, x = MAKERS[name]((4,), 3), normal((6, 4))
+    params = random_params(flow.init, x, scale=0.8)
+    y = torch.tensor(np.asarray(x))
+    expected = torch.zeros(6, dtype=y.dtype)
+    for layer in torch.tensor(np.asarray(params["bias"])):
+        vector, others, last = layer[:4], layer[4:-1], layer[-1:]
+        if name == "planar":
+            there = module.ConditionedPlanar((last, others, vector))
+        else:
+            there = module.ConditionedRadial((vector, others, last))
+        image = there(y)
+        expected = expected + there.log_abs_det_jacobian(y, image)
+        y = image
+    actual, log_det = flow.apply(params, x)
+    np.testing.assert_allclose(actual, y, rtol=1e-10)
+    np.testing.assert_allclose(log_det, expected, rtol=1e-10)
+
+
 @pytest.mark.slow
 def test_at_its_center_a_radial_layer_is_smooth(x64):
     flow, x = flows.radial((3,), 1), normal((3,))
