@@ -102,7 +102,7 @@ def _from_tfds(data_dir: str | None) -> Dataset:
         # In a directory that was named, a download nobody asked for could retry for minutes.
         if data_dir is not None and not any(Path(data_dir, _NAME).glob("*/dataset_info.json")):
             raise FileNotFoundError(f"nothing prepared by tensorflow-datasets in {data_dir}")
-        rows = tfds.read_images(_NAME, data_dir, tfds.flat)
+        rows, _ = tfds.read_images(_NAME, data_dir, tfds.flat)
     except (ImportError, OSError) as error:
         files = ", ".join(published.file for published in PUBLISHED.values())
         where = "data_dir is not given" if data_dir is None else f"not in {data_dir}"

@@ -42,9 +42,9 @@ def load(
         split: parts of an `.npz` that has `train` alone.
         values: what the model's likelihood takes, see `check_rows`. Images are binarized for
             `unit`, and for others stay what they are.
-        condition: `labels` makes the labels of `digits`, `mnist` and `caltech101_silhouettes`, or
-            an `.npz`'s `train_labels` and so on, what a model is to be conditional on. `[n]` labels
-            become one-hot rows, `[n, C]` covariates stay: see `make_context`. "": nothing.
+        condition: `labels` makes the labels of a set, or an `.npz`'s `train_labels` and so on,
+            what a model is to be conditional on. `[n]` labels become one-hot rows, `[n, C]`
+            covariates stay: see `make_context`. "": nothing.
 
     Returns:
         The data set.
@@ -87,13 +87,13 @@ def load(
         )
     if name == "digits":
         return load_digits(dynamic=dynamic, seed=seed, condition=condition)
-    if condition:
-        raise ValueError(f"data set {name!r} has no labels here to condition on")
     if name == "binarized_mnist":
+        if condition:
+            raise ValueError("data set 'binarized_mnist' has no labels to condition on")
         if dynamic:
             raise ValueError(
                 "binarize is 'dynamic', but binarized_mnist is already binary: use "
                 "binarize='static', or name='mnist' for the grey levels"
             )
         return load_binarized_mnist(data_dir)
-    return load_tfds(name, data_dir, values=values, dynamic=dynamic, seed=seed)
+    return load_tfds(name, data_dir, values=values, dynamic=dynamic, seed=seed, condition=condition)

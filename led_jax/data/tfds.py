@@ -30,6 +30,7 @@ def load_tfds(
     values: str = "unit",
     dynamic: bool = False,
     seed: int = 0,
+    condition: str = "",
 ) -> Dataset:
     """Loads an image set of tensorflow-datasets, preparing it if need be.
 
@@ -45,13 +46,15 @@ def load_tfds(
         values: what the model's likelihood takes, see `check_rows`.
         dynamic: keep `train` as grey levels.
         seed: of the binarization draw.
+        condition: `labels` makes the set's labels what a model is to be conditional on.
 
     Returns:
         The data set, binary with rows of 784 pixels, or of images (H, W, 1) or (H, W, 3).
 
     Raises:
         ValueError: tensorflow-datasets is not installed or knows no such set; or the set is not
-            one of images of one size with splits `train` and `test`.
+            one of images of one size with splits `train` and `test`, and labels if they are asked
+            for.
         OSError: tensorflow-datasets could not prepare it, say for want of a network.
     """
     invert = name.split("/")[0].split(":")[0] in _DARK_ON_LIGHT
@@ -62,12 +65,12 @@ def load_tfds(
         return to_grey(images, invert=invert).reshape(-1, _SIDE, _SIDE)
 
     try:
-        images = read_images(name, data_dir, convert)
+        images, labels = read_images(name, data_dir, convert, with_labels=bool(condition))
     except ImportError as error:
         raise ValueError(
             f"data set {name!r}: {_EXPECTED}, for which: {INSTALL} ({error})"
         ) from error
-    return from_images(name, images, values=values, dynamic=dynamic, seed=seed)
+    return from_images(name, images, values=values, dynamic=dynamic, seed=seed, labels=labels)
 
 
 def from_images(
@@ -77,6 +80,7 @@ def from_images(
     values: str = "unit",
     dynamic: bool = False,
     seed: int = 0,
+    labels: Mapping[str, np.ndarray] | None = None,
 ) -> Dataset:
     """Makes a `Dataset` of the splits of an image set.
 
@@ -90,6 +94,7 @@ def from_images(
         values: what the model's likelihood takes; levels are binarized for `unit` alone.
         dynamic: keep `train` as grey levels.
         seed: of the binarization draw, with P(1) = level / 255.
+        labels: `[n]` by the same splits, what a model is to be conditional on; or None.
 
     Returns:
         The data set.
@@ -100,14 +105,25 @@ def from_images(
     _check_splits(name, images)
     if images["train"].max(initial=0) <= 1:
         raise ValueError(f"{name}: train has no level above 1, expected grey levels 0..255")
-    train, test = images["train"], images["test"]
-    if "validation" in images:
-        valid = images["validation"]
+    return from_grey(
+        name,
+        _three(images),
+        values=values,
+        dynamic=dynamic,
+        seed=seed,
+        labels=labels and _three(labels),
+    )
+
+
+def _three(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Train, valid and test: without a published `validation`, the end of `train` is held out."""
+    train = arrays["train"]
+    if "validation" in arrays:
+        valid = arrays["validation"]
     else:
         held_out = 10_000 if len(train) >= 50_000 else len(train) // 10
         train, valid = np.split(train, [len(train) - held_out])
-    splits = {"train": train, "valid": valid, "test": test}
-    return from_grey(name, splits, values=values, dynamic=dynamic, seed=seed)
+    return {"train": train, "valid": valid, "test": arrays["test"]}
 
 
 def to_grey(images: np.ndarray, *, invert: bool = False) -> np.ndarray:
@@ -133,21 +149,27 @@ def flat(images: np.ndarray) -> np.ndarray:
 
 
 def read_images(
-    name: str, data_dir: str | None, convert: Callable[[np.ndarray], np.ndarray]
-) -> dict[str, np.ndarray]:
+    name: str,
+    data_dir: str | None,
+    convert: Callable[[np.ndarray], np.ndarray],
+    *,
+    with_labels: bool = False,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
     """Reads the splits `train`, `test` and, if there is one, `validation`.
 
     Args:
         name: as tensorflow-datasets spells it.
         data_dir: where it keeps prepared sets; None: its default.
         convert: turns a batch of images, uint8 `[n, H, W, C]`, into rows.
+        with_labels: read their labels, too.
 
     Returns:
-        The converted rows by split.
+        The converted rows by split, and their labels `[n]` by split, or None.
 
     Raises:
         ImportError: tensorflow-datasets, or what it needs, is not installed.
-        ValueError: there is no such set, or it is not one of images of one size.
+        ValueError: there is no such set, it is not one of images of one size, or it has no labels
+            that are asked for.
         OSError: the set could not be prepared or read.
     """
     import tensorflow as tf  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
@@ -163,20 +185,25 @@ def read_images(
     except Exception as error:  # unknown names, configs and versions each fail in their own way
         reason = str(error).partition("\n")[0]
         raise ValueError(f"data set {name!r}: {_EXPECTED}, which says: {reason}") from error
-    _check_features(name, builder.info.features)
+    _check_features(name, builder.info.features, with_labels)
     with _told_as_oserror(f"prepare {name!r}"):
         builder.download_and_prepare()
     _check_splits(name, builder.info.splits)
     splits = [split for split in ("train", "validation", "test") if split in builder.info.splits]
     with _told_as_oserror(f"read {name!r}"):
-        rows = {}
+        rows, labels = {}, {}
         for split in splits:
             # Unshuffled, so that every read has the same order.
             batches = builder.as_dataset(split=split, batch_size=_BATCH, shuffle_files=False)
-            rows[split] = np.concatenate(
-                [convert(batch["image"]) for batch in tfds.as_numpy(batches)]
-            )
-        return rows
+            images, of_images = [], []
+            for batch in tfds.as_numpy(batches):
+                images.append(convert(batch["image"]))
+                if with_labels:
+                    of_images.append(batch["label"])
+            rows[split] = np.concatenate(images)
+            if with_labels:
+                labels[split] = np.concatenate(of_images)
+        return rows, labels or None
 
 
 @contextlib.contextmanager
@@ -187,14 +214,23 @@ def _told_as_oserror(action: str) -> Iterator[None]:
         raise OSError(f"tensorflow-datasets could not {action}: {error}") from error
 
 
-def _check_features(name: str, features: Any) -> None:
-    """Raises ValueError unless a set has images of one size, grey or RGB, in uint8."""
+def _check_features(name: str, features: Any, with_labels: bool) -> None:
+    """Raises ValueError unless a set has images of one size, grey or RGB, in uint8, and labels."""
     keys = getattr(features, "keys", tuple)()
     image = features["image"] if "image" in keys else None
     shape, dtype = getattr(image, "shape", ()), getattr(image, "np_dtype", None)
     if len(shape) != 3 or None in shape or shape[-1] not in (1, 3) or dtype != np.uint8:
         raise ValueError(
             f"{name}: expected a feature 'image' of one fixed size, uint8 (H, W, 1) or (H, W, 3); "
+            f"tensorflow-datasets has {features}"
+        )
+    label = features["label"] if "label" in keys else None
+    is_number = getattr(label, "shape", None) == () and np.issubdtype(
+        getattr(label, "np_dtype", object), np.integer
+    )
+    if with_labels and not is_number:
+        raise ValueError(
+            f"{name}: expected a feature 'label', a whole number, to condition on; "
             f"tensorflow-datasets has {features}"
         )
 

@@ -188,7 +188,7 @@ def test_labels_by_name(tmp_path):
     np.savez(tmp_path / "mine.npz", train=BITS)
     with pytest.raises(ValueError, match="no array train_labels; it has train"):
         load(f"{tmp_path}/mine.npz", condition="labels")
-    with pytest.raises(ValueError, match="'fashion_mnist' has no labels here"):
-        load("fashion_mnist", condition="labels")
+    with pytest.raises(ValueError, match="'binarized_mnist' has no labels to condition on"):
+        load("binarized_mnist", condition="labels")
     with pytest.raises(ValueError, match="condition is 'label', expected '' or 'labels'"):
         load(condition="label")

@@ -56,6 +56,20 @@ def test_static_draw_is_seeded_and_dynamic_changes_train_only():
     assert static.train.mean() == pytest.approx(images["train"][:180].mean() / 255, abs=0.01)
 
 
+def test_labels_go_with_their_rows():
+    """Each image's level is its label."""
+    labels = {"train": np.arange(30) % 3, "test": np.arange(6) % 3}
+    images = {
+        key: np.repeat(100 * of_split + 55, 784).astype(np.uint8).reshape(-1, 28, 28)
+        for key, of_split in labels.items()
+    }
+    dataset = tfds.from_images("toy", images, values="levels", labels=labels)
+    for split, count in zip(SPLITS, (27, 3, 6), strict=True):
+        rows, context = dataset.rows(split)
+        assert rows.shape == (count, 784) and context.shape == (count, 3)
+        np.testing.assert_array_equal(rows[:, 0], 100 * context.argmax(1) + 55)
+
+
 @pytest.mark.parametrize("missing", ["train", "test"])
 def test_missing_split(missing):
     images = {"train": levels(20), "test": levels(3), "extra": levels(3)}
@@ -136,15 +150,18 @@ def library():
 
 @pytest.fixture(scope="module")
 def fakes(library):
-    """Registers two small sets with the library: `fake_grey` and `fake_pages`, and two bad ones."""
+    """Registers small sets with the library: three good ones, and bad ones."""
 
     class Fake(library.core.GeneratorBasedBuilder):
         VERSION = library.core.Version("1.0.0")
         SHAPE, COUNTS = (28, 28, 1), {"train": 40, "test": 6}
+        LABELLED = False
         pkg_dir_path = None
 
         def _info(self):
             features = {"image": library.features.Image(shape=self.SHAPE)}
+            if self.LABELLED:
+                features["label"] = library.features.ClassLabel(num_classes=3)
             return library.core.DatasetInfo(
                 builder=self, features=library.features.FeaturesDict(features)
             )
@@ -157,13 +174,17 @@ def fakes(library):
 
         def _generate_examples(self, n, seed):
             for i, image in enumerate(images_of(self.SHAPE, n, seed)):
-                yield i, {"image": image}
+                label = {"label": int(image[0, 0, 0]) % 3} if self.LABELLED else {}
+                yield i, {"image": image, **label}
 
     class FakeGrey(Fake):
         pass
 
     class FakePages(Fake):
         SHAPE, COUNTS = (105, 105, 3), {"train": 20, "test": 3, "validation": 4, "small1": 2}
+
+    class FakeLabelled(Fake):
+        LABELLED = True
 
     class FakeVarying(Fake):
         SHAPE = (None, None, 3)
@@ -201,6 +222,15 @@ def test_library_set_by_name(fakes, tmp_path):
         np.testing.assert_array_equal(getattr(static, split), getattr(again, split))
     published = {row.tobytes() for row in images_of((28, 28, 1), 40, 0)}
     assert {row.tobytes() for row in dynamic.train} < published
+
+
+def test_library_set_with_labels(fakes, tmp_path):
+    dataset = load("fake_labelled", data_dir=str(tmp_path), binarize="dynamic", condition="labels")
+    rows, context = dataset.rows("train")
+    assert context.shape == (36, 3)
+    np.testing.assert_array_equal(context.argmax(1), rows[:, 0] % 3)
+    with pytest.raises(ValueError, match=r"(?s)fake_grey: expected a feature 'label'.*Image"):
+        load("fake_grey", data_dir=str(tmp_path), condition="labels")
 
 
 def test_library_set_of_another_shape(fakes, tmp_path, monkeypatch):
