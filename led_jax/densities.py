@@ -500,10 +500,10 @@ def resampled(
 
     Samples are exact. Log-densities use an estimate of Z, the mean of a over S = `num_draws` draws
     from the base, whose relative standard error is at most sqrt((1 - Z) / (Z S));
-    `acceptance_rate` measures it. The draws are seeded by the bits of the parameters: they are the
-    same for all x, and change with every update, so that training cannot overfit to them. Z has
-    gradients with respect to the base through these draws, hence none for a mixture's weights.
-    Fresh parameters give the base density.
+    `acceptance_rate` measures it. The draws are seeded by the bits of the network's parameters:
+    they are the same for all x, and change with every update, so that training cannot overfit to
+    them. Z has gradients with respect to the base through these draws, hence none for a mixture's
+    weights. Fresh parameters give the base density.
 
     >>> density = resampled((2,), hidden=(8,))
     >>> params = density.init(jax.random.key(0), jnp.zeros(2))
@@ -550,7 +550,7 @@ def resampled(
         draws, _ = base.sample_and_log_prob(params["base"], key, (num_draws,), context)
         log_rate = log_mean_exp(log_acceptance(params["acceptance"], draws, context), 0)
         log_rate = match_rank(log_rate, x.ndim - len(event_shape))
-        # Z is kept below 1, where 1 - Z is 0 and its logarithm and powers have no derivatives.
+        # Z is kept below 1: at Z = 1 the logarithm and the powers of 1 - Z have no derivatives.
         refusal = 1 - jnp.minimum(jnp.exp(log_rate), 1 - jnp.finfo(log_rate.dtype).eps)
         attempts = jnp.power(refusal[..., None], jnp.arange(num_attempts - 1)).sum(-1)
         log_ratio = jnp.logaddexp(
@@ -641,7 +641,7 @@ def _vectors(x: Array, event_shape: tuple[int, ...]) -> Array:
 
 
 def _key_of(params: Params) -> Array:
-    """A PRNG key computed from the parameters' bits: it changes when they do."""
+    """A PRNG key computed from the parameters' bits, so that every update changes it."""
     bits = [
         jax.lax.bitcast_convert_type(widened(leaf), jnp.uint32).sum(dtype=jnp.uint32)
         for leaf in jax.tree.leaves(jax.lax.stop_gradient(params))
