@@ -128,7 +128,7 @@ def _paths(directory: pathlib.Path) -> list[pathlib.Path]:
 def restore(
     directory: pathlib.Path, like: Mapping[str, Any], model: Mapping[str, Any] | None = None
 ) -> Checkpoint | None:
-    """Reads the newest undamaged checkpoint, and logs a warning for each damaged one before it.
+    """Reads the newest undamaged checkpoint, and logs a warning for each newer, damaged one.
 
     Args:
       directory: directory of the run's checkpoints; nothing in it is changed.

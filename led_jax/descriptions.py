@@ -427,7 +427,7 @@ def _to_json(node: _Node, path: str, arrays: dict[str, np.ndarray] | None = None
 
 
 def _from_json(data: Any, path: str, read: Callable[..., Any] | None = None) -> Any:
-    """The inverse of `_to_json`; `read(path, dtype, shape)` returns the arrays of `arrays`."""
+    """The inverse of `_to_json`; `read(path, dtype, shape)` returns what was put into `arrays`."""
     if path.count("/") > _MAX_DEPTH:
         raise ValueError(f"{path} is nested more than {_MAX_DEPTH} levels deep")
 

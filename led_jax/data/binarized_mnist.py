@@ -17,7 +17,7 @@ CACHE = "binarized_mnist_packed.npz"
 _NAME = "binarized_mnist"
 _SIDE = 28
 _PIXELS = _SIDE * _SIDE
-_MAX_CACHE_BYTES = 8 * 10**6  # 70,000 rows of 98 bytes, and some
+_MAX_CACHE_BYTES = 8 * 10**6  # 70,000 rows of 98 bytes, with a margin
 
 
 class _Published(NamedTuple):

@@ -59,7 +59,7 @@ def _silhouettes(arrays: _Arrays, values: str, dynamic: bool, seed: int) -> Data
             f"{name} is black and white already: expected binarize='static' and a likelihood of "
             f"values 'unit', got values {values!r}" + (" and binarize='dynamic'" if dynamic else "")
         )
-    # As published the object is 0; as in the papers that train on these images it is 1.
+    # In the published file the object is 0; in the papers that train on these images it is 1.
     published = ("train", "val", "test")
     train, valid, test = (
         (1 - np.unpackbits(arrays[key], axis=1)).reshape(-1, 28, 28) for key in published

@@ -1,4 +1,4 @@
-"""Image sets of tensorflow-datasets, as binary 28 x 28 images or as they are.
+"""Image sets of tensorflow-datasets, as binary 28 x 28 images or unchanged.
 
 tensorflow and tensorflow-datasets are imported only when a set is read.
 """
@@ -121,7 +121,8 @@ def to_grey(images: np.ndarray, *, invert: bool = False) -> np.ndarray:
     grey = images[..., 0] if images.shape[-1] == 1 else np.rint(images @ _LUMA / 1000)
     if grey.shape[1:] != (_SIDE, _SIDE):
         rows, columns = (_area_weights(size) for size in grey.shape[1:])
-        # Whole numbers below 2**53 up to the division: every machine gets the same levels.
+        # Until the division all numbers are whole and below 2**53: every machine gets the same
+        # levels.
         total = rows @ grey.astype(np.float64) @ columns.T
         grey = np.rint(total / (grey.shape[1] * grey.shape[2]))
     levels = grey.astype(np.uint8)

@@ -100,9 +100,10 @@ def real_nvp(
 
     Returns:
       A flow on events of the given shape. Its parameters are `(((), layers), ())`, where `layers`
-      are those of a conditioner with a leading axis of length `depth`; with a mixing flow they are
-      `(mixing, (), layers, ())`. With a conditioner that reads the whole event, such as `convnet`,
-      they are `layers` or `(mixing, layers)`.
+      are those of a conditioner with a leading axis of length `depth`. With a mixing flow they are
+      `(mixing, (), layers, ())`, where `mixing` are its parameters with the same leading axis. With
+      a conditioner that reads the whole event, such as `convnet`, they are `layers` or
+      `(mixing, layers)`.
 
     Raises:
       ValueError: if the mask is unknown or does not split the event, if depth is negative or the
