@@ -286,7 +286,7 @@ class LED(NamedTuple):
 
         Returns:
           Log-densities in nats, of the common batch shape. The flow is inverted once for each z if
-          it reads no context, and once for each pair of z and x if it does.
+          the encoder gives no context, and once for each pair of z and x if it does.
         """
         return self._family.log_prob(_part(params, "posterior"), z, encoding)
 
@@ -300,9 +300,9 @@ class LED(NamedTuple):
           encoding: the encoder's output for the rows `[K, *x_shape]`.
 
         Returns:
-          A function of z `[..., *latent_shape]` to log-densities `[...]` in nats. If the flow reads
-          no context, it is inverted once for each z, and one matrix product scores all pairs of a z
-          and a row; if it reads one, it is inverted for each pair.
+          A function of z `[..., *latent_shape]` to log-densities `[...]` in nats. If the encoder
+          gives no context, the flow is inverted once for each z, and one matrix product scores all
+          pairs of a z and a row; if it gives one, the flow is inverted for each pair.
         """
         return self._family.mixture(_part(params, "posterior"), encoding)
 

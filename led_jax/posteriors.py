@@ -47,7 +47,7 @@ def of_flow(flow: Flow) -> Family:
     """The family of a flow: z = g(z') for z' from the encoder's normal density.
 
     log q(z|x) = log q(z'|x) - log|dg/dz'|, Huang et al. (2017), section 4. Sampling does not invert
-    the flow. `log_prob` and `mixture` do, once for each z if the flow reads no context, and once
+    the flow. `log_prob` and `mixture` do, once for each z if the encoder gives no context, and once
     for each pair of z and x if it does.
 
     >>> from led_jax import flows

@@ -117,7 +117,7 @@ def vamp(num_components: int) -> Prior:
 
     Args:
       num_components: number K of pseudo-inputs, which are encoded once a step. The posterior's flow
-        is inverted for each z, or for each z and pseudo-input if it reads a context.
+        is inverted for each z, or for each z and pseudo-input if the encoder gives it a context.
 
     Raises:
       ValueError: if num_components is not positive; from `init`, if the data have fewer rows, or if

@@ -553,7 +553,7 @@ def epochs(
       on_host: whether to keep the training rows in the host's memory and read them ahead of each
         step; otherwise every device holds all of them.
       method: how several devices share a batch. "jit" runs one program and splits its rows over the
-        devices, with the random numbers of a single device; "pmap" runs one program for each
+        devices, with the same random numbers as on one device; "pmap" runs one program for each
         device.
       max_skipped: largest number of updates that may be skipped because they are not finite.
       resume: `Progress` of an earlier call, to continue as if it had not stopped.
