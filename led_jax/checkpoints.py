@@ -1,9 +1,9 @@
-"""Checkpoints on disk: named pytrees of arrays with a record of JSON, checked when read.
+"""Checkpoints on disk: named pytrees of arrays with a JSON record, verified when they are read.
 
-One checkpoint is one directory, `DIR/<step>`, written under another name and renamed when whole. It
-holds all arrays as one string of bytes, and a record that says what lies where in it. Any dtype
-survives, and so do pytrees without leaves; and since one read gets all of it, a file that cannot be
-read leaves no other reads behind.
+One checkpoint is one directory, `DIR/<step>`, written under a temporary name and renamed when
+complete. It holds all arrays as one string of bytes, and a record of their paths, dtypes and shapes
+in the same order. This keeps any dtype, and pytrees without leaves; and because everything is read
+at once, a read that fails leaves no other read pending.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from led_jax.numerics import is_key
 _log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Number of the format that is written, the only one that is read."""
+"""Number of the checkpoint format: it is the only one written and the only one read."""
 
 # A checkpoint's files may take this many bytes more than twice its arrays.
 _MAX_OVERHEAD = 64 * 2**20
@@ -49,17 +49,17 @@ class Checkpoint(NamedTuple):
 
 @contextlib.contextmanager
 def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
-    """A function that writes checkpoints while the caller computes on.
+    """A context manager whose value is a function that writes checkpoints in the background.
 
     `save(step, trees, meta)` copies the arrays of `trees`, a dict of pytrees, to the host and
-    returns; a thread writes them beside `meta`, a dict of what JSON can hold. What `meta["model"]`
-    says of the model, `restore` can compare. Leaving the context waits for the last one.
-    Checkpoints of that step or later ones are replaced: a caller who comes past them again did not
-    go on from them.
+    returns; a thread then writes them together with `meta`, a dict of JSON values. `restore` can
+    compare `meta["model"]`, a description of the model. Leaving the context waits for the last
+    write. `save` deletes existing checkpoints of the same step or later ones: a run that reaches
+    their step once more did not continue from them.
 
     Args:
-      directory: directory of the run's checkpoints, made where it is missing.
-      keep: number of checkpoints to keep, the newest.
+      directory: directory of the run's checkpoints, created if it is missing.
+      keep: number of checkpoints to keep; the newest ones are kept.
 
     Raises:
       OSError: from a save, or on leaving, if a checkpoint cannot be written.
@@ -80,7 +80,7 @@ def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
             "arrays": {name: _describe(arrays) for name, arrays in leaves.items()},
         }
         flat = [array for arrays in leaves.values() for array in arrays.values()]
-        # The byte in front is there for trees without leaves: no array of length zero is written.
+        # One byte in front, for trees without leaves: an array of length zero is not written.
         content = b"".join([b"\0", *(array.tobytes() for array in flat)])
         record["crc32"] = zlib.crc32(content)
         record["record_crc32"] = _record_crc32(record)
@@ -108,7 +108,7 @@ def saver(directory: pathlib.Path, keep: int = 2) -> Iterator[Save]:
 
 @contextlib.contextmanager
 def _written(directory: pathlib.Path) -> Iterator[None]:
-    """Raises OSError with the last good checkpoint where one cannot be written."""
+    """Turns errors of writing into an OSError that names the last good checkpoint."""
     try:
         yield
     except Exception as error:  # tensorstore's and orbax's errors have no common base
@@ -128,28 +128,28 @@ def _paths(directory: pathlib.Path) -> list[pathlib.Path]:
 def restore(
     directory: pathlib.Path, like: Mapping[str, Any], model: Mapping[str, Any] | None = None
 ) -> Checkpoint | None:
-    """Reads the newest checkpoint that is whole, and logs a warning of each newer one.
+    """Reads the newest undamaged checkpoint, and logs a warning for each newer, damaged one.
 
     Args:
       directory: directory of the run's checkpoints; nothing in it is changed.
-      like: pytrees of the same structure, shapes and dtypes as those saved under these names;
-        `jax.eval_shape` gives them for free.
-      model: a description of the model, of what JSON can hold, that must equal the one saved as
+      like: pytrees by name, with the structure, shapes and dtypes of those that were saved;
+        `jax.eval_shape` makes them without computing anything.
+      model: a description of the model in JSON values, which must equal the one saved as
         `meta["model"]`; None does not compare.
 
     Returns:
       The checkpoint, or None if there is none.
 
     Raises:
-      ValueError: if a whole checkpoint has another format, or does not fit `like` or `model`,
-        naming what differs; or if there are checkpoints but none is whole.
+      ValueError: if an undamaged checkpoint has another format, or does not fit `like` or `model`,
+        naming what differs; or if there are checkpoints but all are damaged.
     """
     if not directory.exists():
         return None
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file, expected a directory of checkpoints")
     paths: list[pathlib.Path] = []
-    while (found := _paths(directory)) != paths:  # A run that goes on replaces what is read.
+    while (found := _paths(directory)) != paths:  # A running job may replace them.
         paths = found
         for path in paths:
             try:
@@ -218,7 +218,7 @@ def _unflatten(like: Any, leaves: list[np.ndarray]) -> Any:
     wanted, treedef = jax.tree.flatten(like)
 
     def wrap(leaf: np.ndarray, dtype: Any) -> Any:
-        impl = jax.random.key_impl(jnp.empty((), dtype))  # An abstract key has none.
+        impl = jax.random.key_impl(jnp.empty((), dtype))  # Needs a concrete key.
         return jax.random.wrap_key_data(jnp.asarray(leaf), impl=impl)
 
     return treedef.unflatten(
@@ -234,7 +234,7 @@ def _read(handler: Callable[..., ocp.CheckpointHandler], path: pathlib.Path, arg
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """A process reads and writes by itself: the others may have no such directory."""
+    """Each process reads and writes by itself: the others may not see this directory."""
     return ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
@@ -293,7 +293,7 @@ def _raise_differing(what: str, there: Mapping[str, str], here: Mapping[str, str
 
 
 def _entries(value: Any, path: str = "model") -> dict[str, str]:
-    """The plain values in nested JSON, by their path."""
+    """The leaves of nested JSON as JSON text, by their path."""
     if isinstance(value, dict) and value:
         nested = [_entries(entry, f"{path}/{name}") for name, entry in value.items()]
     elif isinstance(value, list) and value:
@@ -312,12 +312,12 @@ def _flatten(tree: Any, convert: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def _to_host(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves by path."""
+    """The leaves by path, as NumPy arrays; those of PRNG keys are their raw data."""
     return _flatten(tree, lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x))
 
 
 def _structs(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """As `_to_host`, of abstract arrays."""
+    """Shapes and dtypes of what `_to_host` returns, also for abstract arrays."""
 
     def struct(leaf: Any) -> jax.ShapeDtypeStruct:
         data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf

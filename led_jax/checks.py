@@ -1,4 +1,4 @@
-"""What public functions ask of their arguments, read off annotations and names in one place."""
+"""Argument checks of public functions, derived from their annotations and argument names."""
 
 import functools
 import inspect
@@ -18,25 +18,26 @@ from led_jax.numerics import as_float, as_real, is_key
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-# Arguments of these names are numbers at every public function's door.
+# Arguments of these names are converted to arrays of numbers in every public function.
 _NUMBERS = ("x", "y", "z", "z0", "raw", "context")
 
-# The smallest integer in arguments whose names end in these words, as event_shape does.
+# The smallest integer allowed in an argument, by the last word of its name: "shape" is that of
+# event_shape.
 _LEAST = {"shape": 0, "ndims": 0, "seed": 0, "skipped": 0} | dict.fromkeys(
     ("dim", "hidden", "features", "maps", "params", "every", "epochs"), 1
 )
 
 
 def checked(function: C, name: str | None = None) -> C:
-    """`function` with its arguments checked, and its numbers made arrays of floats.
+    """Wraps `function` so that its arguments are checked, and numbers become arrays of floats.
 
     Args:
-      function: any function, whose arguments are checked by their annotations as far as these are
-        numbers, strings, sequences of integers, callables or classes. An argument called x, y, z,
-        z0, raw or context goes through `numerics.as_float`, or through `as_real` where its
-        annotation has `np.ndarray`, too; one called key must be a PRNG key, and one called params
-        a tree of floats.
-      name: what the errors call the function.
+      function: any function. An argument is checked against its annotation where that is a number,
+        a string, a sequence, a callable, a class or a union of these. One called x, y, z, z0, raw
+        or context is converted by `numerics.as_float`, or by `numerics.as_real` where its
+        annotation includes `np.ndarray`. One called key must be a PRNG key, and one called params a
+        tree of floats. Arguments that are their default are not checked.
+      name: the function's name in error messages; None takes its own.
 
     Returns:
       The function, which raises a TypeError or a ValueError naming the argument.
@@ -56,10 +57,10 @@ def checked(function: C, name: str | None = None) -> C:
 def bind(
     name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> inspect.BoundArguments:
-    """A call's arguments by their names.
+    """Binds a call's arguments to the names of the signature.
 
     Raises:
-      TypeError: naming the function, if they are too many or too few.
+      TypeError: naming the function, if the arguments do not fit the signature.
     """
     try:
         return signature.bind(*args, **kwargs)
@@ -68,11 +69,11 @@ def bind(
 
 
 def check_arguments(name: str, bound: inspect.BoundArguments) -> None:
-    """Checks a call's arguments as `checked` does, and replaces numbers by arrays.
+    """Checks a call's arguments as `checked` does, and replaces numbers by arrays, in `bound`.
 
     Raises:
-      TypeError: if an argument is of the wrong kind.
-      ValueError: if it is of the right kind, but is none of the values that may be.
+      TypeError: if an argument is of the wrong type.
+      ValueError: if it is of the right type, but its value is not allowed.
     """
     for argument, value in bound.arguments.items():
         parameter = bound.signature.parameters[argument]
@@ -106,7 +107,7 @@ def check_names(name: str, params: Any, expected: Sequence[str]) -> None:
 
 
 def check_raw(name: str, num_params: int, raw: jax.Array, x: jax.Array) -> None:
-    """Raises a ValueError unless raw `[..., P, D]` has the parameters of the entries of x."""
+    """Raises a ValueError unless raw `[..., P, D]` has P parameters and broadcasts with x."""
     fits = raw.ndim > 1 and raw.shape[-2] == num_params
     if fits:
         sizes = zip((*raw.shape[:-2], raw.shape[-1])[::-1], x.shape[::-1], strict=False)
@@ -137,13 +138,13 @@ def _check_numbers(name: str, params: Any) -> None:
 
 
 def _refusal(annotation: Any, value: Any) -> Exception | None:
-    """What a value should have been, as an error; None where it is that, or nothing is known."""
+    """The error that says what `value` should be; None if it fits, or cannot be checked."""
     origin, options = get_origin(annotation), get_args(annotation)
     if origin in (types.UnionType, Union):
         refusals = [_refusal(option, value) for option in options]
         if None in refusals:
             return None
-        # Of the right kind for one of the options, and refused for its value alone.
+        # A ValueError means that the type fits one of the options, and only the value does not.
         kind = ValueError if any(isinstance(r, ValueError) for r in refusals) else TypeError
         return kind(" or ".join(map(str, refusals)))
     if origin is Literal:

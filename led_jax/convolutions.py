@@ -1,9 +1,11 @@
 """Convolutions that are fast on every backend, inside compiled loops too.
 
 On a CPU, XLA computes `lax.conv_general_dilated` inside a loop by a naive routine. There a
-convolution is written as shifted copies and one matrix product, which a loop does not slow down.
-Copies cost as much as the product: where the outputs are no more than the inputs, only the columns
-of a patch are copied, and its rows are added up after the product; where they are far fewer, both.
+convolution is written as shifted copies of the input and one matrix product, which a loop does not
+slow down. The copies cost as much as the product. So if a kernel of stride 1 has no more output
+than input maps, only the columns of each patch are copied, and the products of its rows are shifted
+and added up afterwards; with far fewer output maps nothing is copied, and the products of all
+pixels of a patch are shifted and added up.
 """
 
 import flax.linen as nn
@@ -40,19 +42,19 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
 
 
 def _keep(x: Array) -> Array:
-    """Keeps x out of fusions: computed anew in each of its shifted copies, it compiles slowly."""
+    """Keeps x out of fusions: recomputing it in each of its shifted copies compiles slowly."""
     return lax.optimization_barrier(x)
 
 
 def _product_of_patches(x: Array, kernel: Array, stride: int) -> Array:
-    """Every output's patch of inputs, times the kernel as a matrix."""
+    """Gathers the patch of inputs of every output, and multiplies it by the kernel as a matrix."""
     height, width, _, features = kernel.shape
     patches = jnp.concatenate(_shifts(x, height, width, stride), -1)
     return _matmul(patches, kernel.reshape(-1, features))
 
 
 def _sum_of_products(x: Array, kernel: Array) -> Array:
-    """Patches of one row, or one pixel, times the kernel's parts, then added up."""
+    """Multiplies patches of one row, or one pixel, by parts of the kernel, and adds these up."""
     height, width, channels, features = kernel.shape
     if 8 * features <= channels:
         products = _matmul(x, jnp.moveaxis(kernel, 2, 0).reshape(channels, -1))
@@ -63,7 +65,10 @@ def _sum_of_products(x: Array, kernel: Array) -> Array:
 
 
 def _add_shifted(products: Array, count: int, axis: int) -> Array:
-    """Adds up the last axis's `count` parts, the i-th from entry i of `axis` on."""
+    """Splits the last axis into `count` parts, and adds them up, part i shifted by i along `axis`.
+
+    Axis `axis` shrinks by count - 1.
+    """
     size = products.shape[axis] - count + 1
     parts = jnp.split(products, count, -1)
     return sum(
@@ -73,13 +78,13 @@ def _add_shifted(products: Array, count: int, axis: int) -> Array:
 
 
 def _matmul(x: Array, matrix: Array) -> Array:
-    """The product, over one batch axis: with more of them its gradient transposes its operands."""
+    """x @ matrix with all batch axes as one: with several, the gradient transposes its operands."""
     y = x.reshape(-1, x.shape[-1]) @ matrix
     return y.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def _shifts(x: Array, height: int, width: int, stride: int) -> list[Array]:
-    """For each tap of a kernel, in row-major order, the inputs that the outputs see through it."""
+    """For each tap of a kernel, in row-major order, the inputs that it multiplies."""
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
     return [
         x[:, i : i + rows : stride, j : j + columns : stride]
@@ -88,8 +93,9 @@ def _shifts(x: Array, height: int, width: int, stride: int) -> list[Array]:
     ]
 
 
-# Row [phase, tap, i]: the weight of the kernel's tap i in that of the input's tap, for the even and
-# the odd entries of a line that was doubled by linear interpolation.
+# Entry [p, a, i] is the weight of tap i of a kernel on a line doubled by linear interpolation, in
+# tap a of the equivalent kernel on the line itself, for the even (p = 0) and the odd (p = 1)
+# entries of the doubled line.
 _PHASES = np.array(
     [
         [[0.75, 0.25, 0.0], [0.25, 0.75, 0.75], [0.0, 0.0, 0.25]],

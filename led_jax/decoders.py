@@ -63,7 +63,7 @@ class Decoder(NamedTuple):
       log_prob: `(params, z, x, context=None) -> [...]`, log p(x|z) in nats; batch axes broadcast.
       mean: `(params, z, context=None) -> [..., *x_shape]`, the mean of p(x|z).
       sample: `(params, key, z, context=None) -> [..., *x_shape]`, draws from p(x|z).
-      values: which x it takes, as `Likelihood.values`.
+      values: kind of values of x that it takes, see `Likelihood.values`.
     """
 
     init: InitFn
@@ -86,12 +86,12 @@ def decoder(likelihood: Likelihood, network: nn.Module) -> Decoder:
     (4,)
 
     Args:
-      likelihood: what P outputs say of one entry.
-      network: maps z to `[..., P * D]`, the first output of every entry first.
+      likelihood: the distribution of one entry, given P outputs of the network.
+      network: maps z to `[..., P * D]`: the first output of all D entries, then the second, ...
 
     Returns:
-      A decoder whose parameters are the network's; or for a likelihood with a row that is `free`
-      of z, `{"network": ..., "free": [D] or [1]}`, which starts at 0.
+      A decoder whose parameters are the network's. If the likelihood has a row that is `free` of z,
+      they are `{"network": ..., "free": ...}`, where the row, `[D]` or `[1]`, starts at 0.
     """
     init_network, outputs = pure_of_context(network)
     is_free = likelihood.free != "none"
@@ -145,8 +145,8 @@ def density_decoder(
 ) -> Decoder:
     """p(x|z) = p(x | context = network(z)), for any density that reads a context.
 
-    With a Real NVP flow between the network and x this is the decoder of Agrawal and Dukkipati
-    (2016), who mask images like a checkerboard: the entries of x are dependent given z.
+    The entries of x are dependent given z. If the density is a Real NVP flow, this is the decoder
+    of Agrawal and Dukkipati (2016), who use checkerboard masks for images.
 
     >>> from led_jax import densities, flows, networks
     >>> flow = flows.real_nvp((6,), depth=2, hidden=(8,), context_dim=4)
@@ -157,11 +157,12 @@ def density_decoder(
     (4,)
 
     Args:
-      density: of events of the given shape, which reads a context `[..., C]`.
-      event_shape: shape of an x of D entries, which the decoder itself takes and gives as vectors
-        `[..., D]`, as all decoders do.
+      density: a density of events of the given shape, which reads a context `[..., C]`.
+      event_shape: the density's event shape, of D entries. The decoder itself takes and returns x
+        as vectors `[..., D]`, as all decoders do.
       network: maps z to the context `[..., C]`.
-      mean_samples: draws that `mean` averages, always the same noise: densities have no closed one.
+      mean_samples: number of draws that `mean` averages, always with the same key, because a
+        density has no mean in closed form.
 
     Returns:
       A decoder whose parameters are `{"network": ..., "density": ...}`.
@@ -234,8 +235,8 @@ def resconv_decoder(
 ) -> Decoder:
     """The mirror image of `resconv_encoder`.
 
-    Where the encoder's blocks halve a map, the decoder's double it by bilinear interpolation, and
-    cut it to the size that it has in the encoder.
+    The encoder's blocks halve the maps, rounding up; the decoder's blocks double them by bilinear
+    interpolation, and crop them to their size in the encoder.
 
     >>> network = resconv_decoder((8, 8))
     >>> params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 5)))
@@ -278,13 +279,13 @@ def spatial_decoder(
 
     Args:
       image_shape: (H, W) in pixels, or (H, W, C) of colour images.
-      latent_shape: (H, W, C) of the latent variables, as the encoder's.
+      latent_shape: (H, W, C) of the latent variables, as for the encoder.
       features: number of maps of each of the encoder's blocks.
       weight_norm: whether to normalize the weights of every layer.
       likelihood: of a pixel; None takes `bernoulli()`.
 
     Raises:
-      ValueError: if the encoder's blocks do not come to H x W.
+      ValueError: if the encoder's blocks do not reduce the image to H x W.
     """
     features = features_down_to(latent_shape, image_shape, features)
     likelihood = likelihood or bernoulli()

@@ -1,8 +1,8 @@
-"""Explicit densities: base distributions, mixtures, and images of densities under flows.
+"""Explicit densities: base distributions, mixtures, and densities transformed by flows.
 
-Points and contexts may be integers, NumPy arrays or lists, which become the default float; floats
-keep their dtype. Log-densities come in the dtype of the points. Those of half precision are summed
-in float32.
+Points and contexts may be JAX or NumPy arrays or lists. Floats keep their dtype; integers and lists
+become the default float. Log-densities have the dtype of the points; in half precision, sums over
+entries are computed in float32.
 """
 
 import functools
@@ -82,10 +82,11 @@ def normal_log_prob(x: Array) -> Array:
 
 
 def mixture_log_prob_of_normals(mean: Array, log_std: Array) -> Callable[[Array], Array]:
-    """Log 1/K sum_k N(x; mean_k, diag(e^(2 log_std_k))) as a function of x, all pairs at once.
+    """Log 1/K sum_k N(x; mean_k, diag(e^(2 log_std_k))) as a function of x.
 
-    The squares are expanded, (x - m)^2 = x^2 - 2 x m + m^2, so that all pairs are one matrix
-    product; means are centered first, which keeps the terms that cancel small.
+    The squares are expanded, (x - m)^2 = x^2 - 2 x m + m^2, so that all pairs of a point and a
+    component are one matrix product. The means are centered first, because the expanded terms
+    nearly cancel: small terms lose fewer digits.
 
     Args:
       mean: `[K, *event_shape]`.
@@ -105,7 +106,7 @@ def mixture_log_prob_of_normals(mean: Array, log_std: Array) -> Callable[[Array]
     def log_prob(x: Array) -> Array:
         batch_shape = x.shape[: x.ndim - len(event_shape)]
         deviation = widened(x - match_rank(center, x.ndim)).reshape(*batch_shape, mean.shape[1])
-        # Accelerators round the factors of a product by default.
+        # Accelerators round the factors of a matrix product unless told otherwise.
         features = jnp.concatenate([deviation * deviation, deviation], -1)
         product = jnp.matmul(features, weights, precision="highest")
         log_mixture = jax.nn.logsumexp(product + match_rank(bias, product.ndim), axis=-1)
@@ -169,7 +170,7 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
     """p(x) = sum_k w_k N(x; mean_k, diag(e^(2 log_std_k))), with w = softmax(logits).
 
     The parameters are `{"logits": [K], "mean": [K, *event_shape], "log_std": [K, *event_shape]}`.
-    `init` draws the means from the rows of its `x`, or around `x` where it has no batch axes, and
+    `init` draws the means from the rows of its `x`, or around `x` where that is a single event, and
     starts at equal weights and unit variances.
 
     >>> density = mixture_of_normals((2,), num_components=3)
@@ -235,8 +236,8 @@ def mixture_of_normals(event_shape: tuple[int, ...], num_components: int) -> Den
 def student_t(event_shape: tuple[int, ...], df: float) -> Density:
     """Student's t with `df` degrees of freedom in every entry, independently; no parameters.
 
-    log p(x) = sum_i log t_df(x_i): tails fall as a power, |x|^-(df + 1), and stay so under flows
-    with linear tails, as a posterior with heavy tails wants it of a base.
+    log p(x) = sum_i log t_df(x_i). The tails fall as |x|^-(df + 1), also after flows that are
+    linear far out: a base for posteriors with heavy tails.
 
     >>> round(float(student_t((2,), 1.0).log_prob((), jnp.zeros(2))), 4)  # -2 log pi: Cauchy's.
     -2.2895
@@ -268,7 +269,7 @@ def laplace(event_shape: tuple[int, ...]) -> Density:
 def logistic(event_shape: tuple[int, ...]) -> Density:
     """The logistic density in every entry, e^-x / (1 + e^-x)^2, independently; no parameters.
 
-    `flows.sigmoid` makes it uniform.
+    `flows.sigmoid()` transforms it to the uniform density on (0, 1)^D.
 
     >>> round(float(logistic((2,)).log_prob((), jnp.zeros(2))), 4)
     -2.7726
@@ -287,7 +288,7 @@ def product(parts: Sequence[Density], sizes: Sequence[int]) -> Density:
     (5,)
 
     Args:
-      parts: densities on vectors, each of the entries after those of the one before it.
+      parts: densities on vectors; each takes the entries that follow those of the part before it.
       sizes: number of entries of each part.
 
     Returns:
@@ -347,8 +348,9 @@ def product(parts: Sequence[Density], sizes: Sequence[int]) -> Density:
 def transformed(base: Density, flow: Flow) -> Density:
     """The density of y = f(x) for x from `base` and f from `flow`: the change of variables.
 
-    log p(y) = log p_base(f^-1(y)) + log|det df^-1/dy|. Huang et al. (2017), section 4. A sample is
-    scored on the way out, without inverting the flow. A context goes to both base and flow.
+    log p(y) = log p_base(f^-1(y)) + log|det df^-1/dy|. Huang et al. (2017), section 4. Samples get
+    their log-density from `flow.apply`, without inverting the flow. A context goes to both base and
+    flow.
 
     >>> from led_jax import flows
     >>> density = transformed(standard_normal((2,)), flows.real_nvp((2,), depth=4))
@@ -396,10 +398,10 @@ def transformed(base: Density, flow: Flow) -> Density:
 def standardised(density: Density, event_ndims: int = 1) -> Density:
     """The density of x = mean + std u, entry by entry, for u from `density`.
 
-    log p(x) = log p_u((x - mean) / std) - sum_i log std_i. `init` takes mean and standard deviation
-    from the rows of its x, and likewise those of the context's entries, which `density` sees
-    standardised, too. They are constants: training leaves them alone. Where rows are equal, or
-    there is but one, the deviation is 1.
+    log p(x) = log p_u((x - mean) / std) - sum_i log std_i. `init` computes the mean and standard
+    deviation of every entry over the rows of its x. It does the same for a context, so that
+    `density` reads a standardised context. They get no gradient. Where an entry is the same in all
+    rows, or there is a single row, its deviation is set to 1.
 
     >>> density = standardised(standard_normal((2,)))
     >>> params = density.init(jax.random.key(0), jnp.array([[0.0, 7.0], [2.0, 9.0]]))
@@ -411,8 +413,8 @@ def standardised(density: Density, event_ndims: int = 1) -> Density:
       event_ndims: number of event axes.
 
     Returns:
-      A density whose parameters are `{"density": ..., "x": {"mean", "std"}}`, with "context" as
-      "x" where `init` had a context.
+      A density whose parameters are `{"density": ..., "x": {"mean": ..., "std": ...}}`, with an
+      entry "context" of the same form as "x" if `init` was given a context.
     """
 
     def moments(rows: Array, ndims: int) -> dict[str, Array]:
@@ -491,17 +493,17 @@ def resampled(
 ) -> Density:
     """A base density pi from which draws are accepted with a learned probability a(x).
 
-    Bauer and Mnih (2019), eq. 6, https://arxiv.org/abs/1810.11428 (LARS): of T attempts the first
-    accepted draw is taken, or else the last, so that
+    Bauer and Mnih (2019), eq. 6, https://arxiv.org/abs/1810.11428 (LARS): a sample is the first
+    accepted of T draws, or the last one if none is accepted, so that
 
         p(x) = pi(x) (a(x) sum_{k < T-1} (1 - Z)^k + (1 - Z)^(T-1)),  Z = E_pi[a(x)].
 
-    Samples are exact. Log-densities have one error in common, that of Z, which is a mean over
-    `num_draws` draws S from the base: relative to Z at most sqrt((1 - Z) / (Z S)), and
-    `acceptance_rate` measures it. The bits of the parameters choose the draws, which are the same
-    for all x and others after every update, so that descent cannot learn them by heart. Z gives
-    gradients to the base through these draws, so none to a mixture's weights. A fresh density is
-    its base.
+    Samples are exact. Log-densities use an estimate of Z, the mean of a over S = `num_draws` draws
+    from the base, whose relative standard error is at most sqrt((1 - Z) / (Z S));
+    `acceptance_rate` measures it. The draws are seeded by the bits of the network's parameters:
+    they are the same for all x, and change with every update, so that training cannot overfit to
+    them. Z has gradients with respect to the base through these draws, hence none for a mixture's
+    weights. Fresh parameters give the base density.
 
     >>> density = resampled((2,), hidden=(8,))
     >>> params = density.init(jax.random.key(0), jnp.zeros(2))
@@ -513,9 +515,10 @@ def resampled(
       base: pi; None takes the standard normal.
       hidden: widths of the hidden layers of the network whose sigmoid is a.
       num_attempts: T, two or more; p is at most T pi.
-      num_draws: S. Parameters do not depend on it: score with more than in training.
-      context_dim: width of a context that the network reads, for which Z is computed each; None
-        ignores one.
+      num_draws: S. The parameters do not depend on it, so that evaluation may use more draws than
+        training.
+      context_dim: width of the context that the network reads, in which case Z is estimated for
+        each context; None ignores any context.
 
     Returns:
       A density whose parameters are `{"base": ..., "acceptance": ...}`.
@@ -547,7 +550,7 @@ def resampled(
         draws, _ = base.sample_and_log_prob(params["base"], key, (num_draws,), context)
         log_rate = log_mean_exp(log_acceptance(params["acceptance"], draws, context), 0)
         log_rate = match_rank(log_rate, x.ndim - len(event_shape))
-        # Away from 1, where the logarithm and the powers have no derivatives.
+        # Z is kept below 1: at Z = 1 the logarithm and the powers of 1 - Z have no derivatives.
         refusal = 1 - jnp.minimum(jnp.exp(log_rate), 1 - jnp.finfo(log_rate.dtype).eps)
         attempts = jnp.power(refusal[..., None], jnp.arange(num_attempts - 1)).sum(-1)
         log_ratio = jnp.logaddexp(
@@ -595,14 +598,14 @@ def acceptance_rate(
     """Z = E_pi[a(x)] of a `resampled` density, and its standard error, each `[...]`.
 
     Args:
-      density: what `resampled` made.
+      density: a density made by `resampled`.
       params: its parameters.
       key: PRNG key.
-      num_draws: draws from the base, of two or more.
+      num_draws: number of draws from the base, two or more.
       context: `[..., context_dim]`, if the density reads one.
 
     Raises:
-      ValueError: if the density is another, or there are too few draws.
+      ValueError: if `resampled` did not make the density, or num_draws is less than two.
     """
     name, of = arguments(density)
     if name != "resampled" or num_draws < 2:
@@ -638,7 +641,7 @@ def _vectors(x: Array, event_shape: tuple[int, ...]) -> Array:
 
 
 def _key_of(params: Params) -> Array:
-    """A PRNG key that the parameters' bits choose: another after any change to them."""
+    """A PRNG key computed from the parameters' bits, so that every update changes it."""
     bits = [
         jax.lax.bitcast_convert_type(widened(leaf), jnp.uint32).sum(dtype=jnp.uint32)
         for leaf in jax.tree.leaves(jax.lax.stop_gradient(params))

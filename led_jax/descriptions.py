@@ -1,11 +1,12 @@
-"""How a value made by public constructors is written down, and made again from what was written.
+"""Descriptions of values made by public constructors: written as JSON, and built again from it.
 
 A function decorated with `constructor` records its name and its arguments, defaults included, on
-the value that it returns. The record is the value's `repr`, what `to_json` and `save` write, and
-what equality and hashing go by, so that `jax.jit` finds its program for a model built anew.
+the value that it returns. The record is the value's `repr`; `to_json` and `save` write it; and
+values with equal records are equal and have the same hash, so that `jax.jit` reuses a compiled
+program for a model that is built again.
 
-`from_json` and `load` call only what was registered under a name: nothing is imported by name and
-nothing is unpickled.
+`from_json` and `load` call only registered constructors: nothing is imported by name and nothing is
+unpickled.
 """
 
 import base64
@@ -34,10 +35,10 @@ from led_jax.checks import bind, check_arguments, checked
 from led_jax.numerics import relu
 
 _FORMAT = 1
-# Values may contain each other to this depth, in files too.
+# Largest depth to which values may be nested, in memory and in files.
 _MAX_DEPTH = 100
 _MAX_JSON_BYTES = 2**26
-# A `.npy` file has this many bytes beside its array's, at most.
+# Largest size of the header of a `.npy` file.
 _MAX_HEADER_BYTES = 1024
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Entry:
-    """What a name stands for; constructors have a signature."""
+    """A registered name with its value; only constructors have a signature."""
 
     name: str
     value: Any
@@ -65,7 +66,7 @@ def constructor(function: C, *, name: str | None = None) -> C: ...
 @overload
 def constructor(*, name: str) -> Callable[[C], C]: ...
 def constructor(function: Any = None, *, name: str | None = None) -> Any:
-    """Makes what a function returns know how it was made. A decorator.
+    """Decorator that records on each value a function returns how the value was made.
 
     >>> @constructor
     ... def power(exponent, scale=1.0): return lambda x: scale * x**exponent
@@ -73,16 +74,16 @@ def constructor(function: Any = None, *, name: str | None = None) -> Any:
     (power(2), True, False)
 
     Args:
-      function: returns a NamedTuple of functions (and constants), or a function. Equal arguments
-        must give equal functions. Or a class, a NamedTuple of such values or a flax module, whose
-        instances are then described by their fields.
+      function: a function that returns a NamedTuple of functions (and constants), or a function;
+        with equal arguments it must return functions that compute the same. Or a class, either a
+        NamedTuple of such values or a flax module, whose instances are described by their fields.
       name: the name in files; the function's own by default.
 
     Raises:
-      ValueError: if the name stands for something else.
-      TypeError: from the decorated function, if an argument is none of what its annotation says;
-        see `checks.checked`, which the functions of what it returns, or the class's methods, go
-        through, too.
+      ValueError: if the name is registered for something else.
+      TypeError: from the decorated function, if an argument does not fit its annotation. The
+        functions that it returns, or the methods of a NamedTuple, check their arguments, too: see
+        `checks.checked`.
     """
     if function is None:
         return functools.partial(constructor, name=name)
@@ -108,7 +109,7 @@ def constructor(function: Any = None, *, name: str | None = None) -> Any:
 
 
 def _check_calls(cls: type) -> None:
-    """Has a class check its arguments, and a NamedTuple those of its methods, too."""
+    """Makes a class check its constructor's arguments, and a NamedTuple those of its methods."""
     is_tuple = hasattr(cls, "_fields")
     maker = "__new__" if is_tuple else "__init__"
     make = getattr(cls, maker)
@@ -126,13 +127,13 @@ def _check_calls(cls: type) -> None:
 
 
 def register(name: str, value: T) -> T:
-    """Gives a constant or a function the name by which descriptions refer to it.
+    """Registers a constant or a function under the name by which descriptions refer to it.
 
     Returns:
       The value itself.
 
     Raises:
-      ValueError: if the name stands for something else.
+      ValueError: if the name is registered for something else.
     """
     _add(_Entry(name, value))
     return value
@@ -143,7 +144,7 @@ def _add(entry: _Entry) -> None:
         return getattr(value, "__module__", None), getattr(value, "__qualname__", id(value))
 
     old = _entries.get(entry.name)
-    # A function that is defined once more, as by a notebook's cell run twice, takes its own place.
+    # A function that is defined again, as when a notebook's cell is run twice, replaces itself.
     if old is not None and origin(old.value) != origin(entry.value):
         raise ValueError(
             f"descriptions: {entry.name!r} is the name of {old.value!r} already; give "
@@ -152,18 +153,18 @@ def _add(entry: _Entry) -> None:
     _entries[entry.name] = _by_id[id(entry.value)] = entry
 
 
-# What a value is frozen to: None, bool, int, float, str, or a list, tuple or dict of nodes, or one
-# of `_Entry`, `_Call`, `_Array` and `_Opaque`. Nothing that the caller may change later is in it,
-# and its `repr` is Python.
+# The form in which a value is recorded: None, bool, int, float, str, or a list, tuple or dict of
+# nodes, or one of `_Entry`, `_Call`, `_Array` and `_Opaque`. Except for the last it is a copy,
+# which does not change when the caller later changes the value, and its `repr` is Python.
 _Node = Any
 
 
 class _Call:
-    """A constructor with its arguments by name; or, where `positional` is given, a partial."""
+    """A call of a constructor with arguments by name; with `positional`, a `functools.partial`."""
 
     def __init__(self, entry: _Entry, arguments: dict, positional: tuple | None = None):
         self.entry, self.arguments, self.positional = entry, arguments, positional
-        self.constants: dict[str, Any] = {}  # Fields of the value made that are no functions.
+        self.constants: dict[str, Any] = {}  # Fields of the result that are not functions.
         self.hash = hash(self.key())
 
     def key(self) -> tuple:
@@ -198,7 +199,7 @@ class _Call:
 
 @dataclasses.dataclass(frozen=True)
 class _Array:
-    """An array of NumPy's, or of JAX's."""
+    """A copy of a NumPy array (kind "numpy") or of a JAX array (kind "jax")."""
 
     kind: str
     dtype: str
@@ -215,7 +216,7 @@ class _Array:
 
 
 class _Opaque:
-    """What has no description, and equals itself alone."""
+    """A value that has no description, and is equal only to itself."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -231,11 +232,13 @@ class _Opaque:
 
 
 class Recorded(functools.partial):
-    """A function of a value made by a constructor; it equals the same one of an equal value.
+    """A function made by a constructor, alone or as a field of a NamedTuple.
+
+    It equals the function of the same field in a value with an equal description.
 
     Attributes:
-      call: how the value was made.
-      field: the function's name in the value; None if it is the value.
+      call: the constructor's call that made the value.
+      field: the name of the NamedTuple's field; None if the function is the whole value.
     """
 
     call: _Call
@@ -243,13 +246,13 @@ class Recorded(functools.partial):
     hash: int
 
     def __new__(cls, function: Callable[..., Any], call: _Call, field: str | None = None):
-        """Wraps a function, or anew one that is wrapped already."""
+        """Wraps a function; one that is a `Recorded` already is unwrapped first."""
         self = super().__new__(cls, function.func if isinstance(function, cls) else function)
         self.call, self.field, self.hash = call, field, hash((field, call.hash))
         return self
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other one is the same function of a value made in the same way."""
+        """Whether the other is the same field of a value with an equal description."""
         if not isinstance(other, Recorded):
             return NotImplemented
         return self is other or (self.field == other.field and self.call == other.call)
@@ -263,7 +266,7 @@ class Recorded(functools.partial):
         return repr(self.call) if self.field is None else f"<{self.field} of {self.call}>"
 
     def __deepcopy__(self, memo: Any) -> "Recorded":
-        """Itself, as of any function."""
+        """Returns itself: functions are not copied."""
         return self
 
 
@@ -286,7 +289,7 @@ def _record(value: Any, call: _Call) -> Any:
 
 def _public(value: Any, field: str, call: _Call) -> Recorded:
     function = getattr(value, field)
-    if not isinstance(function, Recorded):  # That of another value is checked already.
+    if not isinstance(function, Recorded):  # A function of another value is checked already.
         function = checked(function, f"{type(value).__name__}.{field}")
     return Recorded(function, call, field)
 
@@ -332,7 +335,7 @@ def _call_of(value: Any) -> _Call | None:
 
 
 def _call(entry: _Entry, arguments: Mapping[str, Any]) -> _Call:
-    """The call; a default that cannot be described is left out, and taken again when loading."""
+    """The call of an entry; omits defaults without a description, which loading fills in again."""
     nodes = {name: _freeze(value) for name, value in arguments.items()}
     left_out = [
         name
@@ -343,7 +346,7 @@ def _call(entry: _Entry, arguments: Mapping[str, Any]) -> _Call:
 
 
 def _key(node: _Node) -> Any:
-    """A hashable that is equal for equal nodes; 1, 1.0 and True differ, and so do 0.0 and -0.0."""
+    """A hashable key, equal for equal nodes. It tells 1, 1.0 and True apart, and 0.0 from -0.0."""
     if isinstance(node, (list, tuple)):
         return type(node), *map(_key, node)
     if isinstance(node, dict):
@@ -352,10 +355,10 @@ def _key(node: _Node) -> Any:
 
 
 def describe(self: Any) -> str:
-    """How the value was made, as Python without the arguments that equal their defaults.
+    """The call that made the value, as Python, without arguments that equal their defaults.
 
-    The `__repr__` of the NamedTuples whose values constructors make. A value that was made by hand
-    or changed by `_replace` is written with its fields.
+    It is the `__repr__` of the NamedTuples that constructors return. A value that was made by hand
+    or changed by `_replace` is written with its fields instead.
     """
     node = _freeze(self)
     if isinstance(node, _Opaque) and hasattr(self, "_fields"):
@@ -365,26 +368,26 @@ def describe(self: Any) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """The description of a value made by constructors, in what JSON can hold.
+    """The description of a value made by constructors, as JSON values.
 
     Raises:
-      ValueError: naming the part that has no description, if there is one.
+      ValueError: if a part of the value has no description; the message names the part.
     """
     return _to_json(_freeze(value), "model")
 
 
 def from_json(data: Any) -> Any:
-    """The value that a description describes, made anew by its constructors.
+    """Builds a value from its description, by calling the constructors again.
 
     Raises:
-      ValueError: if it is no description, names what is not registered, or a constructor refuses
-        its arguments.
+      ValueError: if the data are not a description, or contain a name that is not registered, or a
+        constructor raises an error.
     """
     return _from_json(data, "model")
 
 
 def _to_json(node: _Node, path: str, arrays: dict[str, np.ndarray] | None = None) -> Any:
-    """JSON of a node, without its arrays if there is a dict to put them in by their paths."""
+    """A node as JSON values. Its arrays are put into `arrays`, by path, if that is given."""
     if path.count("/") > _MAX_DEPTH:
         raise ValueError(f"{path} is nested more than {_MAX_DEPTH} levels deep")
 
@@ -424,7 +427,7 @@ def _to_json(node: _Node, path: str, arrays: dict[str, np.ndarray] | None = None
 
 
 def _from_json(data: Any, path: str, read: Callable[..., Any] | None = None) -> Any:
-    """The inverse of `_to_json`; `read(path, dtype, shape)` gives the arrays that it set apart."""
+    """The inverse of `_to_json`; `read(path, dtype, shape)` returns what was put into `arrays`."""
     if path.count("/") > _MAX_DEPTH:
         raise ValueError(f"{path} is nested more than {_MAX_DEPTH} levels deep")
 
@@ -465,7 +468,7 @@ def _from_json(data: Any, path: str, read: Callable[..., Any] | None = None) -> 
                 array = np.frombuffer(base64.b64decode(text, validate=True), dtype).reshape(shape)
             except ValueError as error:
                 raise ValueError(f"{path}: the array's bytes do not fit: {error}") from error
-            # A copy: arrays over a buffer of bytes cannot be written to.
+            # A copy, because an array that views a buffer of bytes is read-only.
             return _on_device(array, path) if kind == "jax" else array.copy()[()]
     raise ValueError(f"{path}: no description: {str(data)[:100]}")
 
@@ -519,10 +522,10 @@ def make(name: str, /, **arguments: Any) -> Any:
 
     Args:
       name: the name of a constructor.
-      **arguments: its arguments; those of a parameter `*args` as one tuple.
+      **arguments: its arguments by name; those of a parameter `*args` as one tuple.
 
     Raises:
-      ValueError: if there is no such constructor, or it has no such arguments or misses some.
+      ValueError: if there is no such constructor, or an argument is unknown or missing.
     """
     entry = _find(name, to_make=True)
     parameters = entry.signature.parameters
@@ -554,17 +557,17 @@ def parameters(name: str) -> Mapping[str, inspect.Parameter]:
 
 
 def arguments(value: Any) -> tuple[str, dict[str, Any]]:
-    """How a value was made: `make(name, **arguments)` equals it.
+    """The constructor and the arguments of a value: `make(name, **arguments)` equals the value.
 
     >>> import led_jax
     >>> led_jax.descriptions.arguments(led_jax.likelihoods.gaussian(0.5))
     ('gaussian', {'std': 0.5})
 
     Returns:
-      The constructor's name, and its arguments, defaults included, each made anew.
+      The constructor's name, and copies of its arguments, defaults included.
 
     Raises:
-      ValueError: if the value, or one of the arguments, was not made by constructors.
+      ValueError: if no constructor made the value, or an argument has no description.
     """
     node = _freeze(value)
     if not isinstance(node, _Call) or node.positional is not None:
@@ -574,10 +577,10 @@ def arguments(value: Any) -> tuple[str, dict[str, Any]]:
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Reads `real_nvp:depth=4,hidden=64x64,transformer=affine`, as the binaries' flags have it.
+    """Parses the form of command-line flags, `real_nvp:depth=4,hidden=64x64,transformer=affine`.
 
-    Values are ints, floats, true, false, none, tuples as `64x64` or `(64, 64)`, registered names,
-    and what constructors make, as `gate(bias=1)`; or strings where the constructor takes a string.
+    Values are ints, floats, true, false, none, tuples such as `64x64` or `(64, 64)`, registered
+    names, calls of constructors such as `gate(bias=1)`, or strings if the constructor takes one.
 
     >>> import led_jax
     >>> led_jax.descriptions.parse("real_nvp:depth=4,hidden=64x64,mask=channel")
@@ -602,7 +605,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _items(text: str) -> list[str]:
-    """What the commas outside of parentheses separate."""
+    """Splits at the commas that are outside of parentheses."""
     items, depth = [""], 0
     for letter in text:
         depth += (letter == "(") - (letter == ")")
@@ -647,12 +650,12 @@ def save(path: str | os.PathLike, model: Any, params: Any) -> None:
     """Writes a model and its parameters as `model.json` and `params.npz`.
 
     Args:
-      path: directory; made where it is missing. A model that is in it is replaced.
-      model: made by constructors.
+      path: directory, created if it is missing. A model that is in it is replaced.
+      model: a value made by constructors.
       params: pytree of arrays: dicts, tuples and lists, and NamedTuples decorated by `constructor`.
 
     Raises:
-      ValueError: if a part of either has no description.
+      ValueError: if a part of the model or of params has no description.
     """
     directory, arrays = pathlib.Path(path), {}
     record = {
@@ -661,7 +664,7 @@ def save(path: str | os.PathLike, model: Any, params: Any) -> None:
         "params": _to_json(_freeze(params), "params", arrays),
     }
     buffer = io.BytesIO()
-    # NumPy's own dtypes as they are, others (bfloat16) as unsigned integers of their size.
+    # Other dtypes than NumPy's own (bfloat16) are written as unsigned integers of their size.
     np.savez(buffer, **{name: array.view(_stored(array.dtype)) for name, array in arrays.items()})
     record["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
     files = {
@@ -676,7 +679,7 @@ def save(path: str | os.PathLike, model: Any, params: Any) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        for name in files:  # Between the two, model.json's sum does not fit params.npz.
+        for name in files:  # model.json last: until then its sum does not fit params.npz.
             os.replace(temporary[name], directory / name)
     finally:
         for file in temporary.values():
@@ -690,10 +693,11 @@ def load(path: str | os.PathLike) -> tuple[Any, Any]:
       path: the directory.
 
     Returns:
-      The model, made anew by its constructors, and its parameters, each a `jax.Array`.
+      The model, built by its constructors, and its parameters, a pytree of `jax.Array`.
 
     Raises:
-      ValueError: if the directory holds no whole model, or something in it is not registered.
+      ValueError: if the files are damaged or have another format, or contain a name that is not
+        registered.
       FileNotFoundError: if one of the two files is missing.
     """
     directory = pathlib.Path(path)
@@ -721,7 +725,7 @@ def load(path: str | os.PathLike) -> tuple[Any, Any]:
 
 
 def _read_params(record: Any, data: bytes) -> Any:
-    """The pytree of a record, with its leaves from the bytes of an `.npz` file."""
+    """The pytree of a record, whose leaves are in `data`, the bytes of an `.npz` file."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except Exception as error:  # Damaged files make `zipfile` raise anything.
@@ -732,7 +736,7 @@ def _read_params(record: Any, data: bytes) -> Any:
 
     def read(path: str, dtype: np.dtype, shape: tuple[int, ...]) -> jax.Array:
         info, size = infos.pop(path, None), math.prod(shape) * dtype.itemsize
-        # Nothing is compressed, so that no file unpacks to more than it is.
+        # Compressed arrays are refused, so that no file unpacks to more than its own size.
         if info is None or info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{path}: missing from params.npz, or compressed")
         if not size < info.file_size <= size + _MAX_HEADER_BYTES:

@@ -14,7 +14,7 @@ Params = Any
 
 
 class Encoding(NamedTuple):
-    """What an encoder says of x: the posterior's base q(z'|x) = N(mean, exp(log_std)^2).
+    """The output of an encoder for x: the posterior's base q(z'|x) = N(mean, exp(log_std)^2).
 
     Attributes:
       mean: `[..., *latent_shape]`.
@@ -36,7 +36,7 @@ class InitFn(Protocol):
 
 
 class EncodeFn(Protocol):
-    """Maps x to what the posterior's base is."""
+    """Maps x to the base of the posterior."""
 
     def __call__(self, params: Params, x: Array, context: Array | None = None, /) -> Encoding:
         """`x`: `[..., *x_shape]`; `context`: `[..., C]`, what the model is conditional on."""
@@ -80,7 +80,7 @@ def mlp_encoder(
 
 @constructor
 def gaussian_encoder(module: nn.Module, latent_dim: int, context_dim: int | None = None) -> Encoder:
-    """The encoder of a network that emits mean, log standard deviation and context.
+    """An encoder from a network that emits mean, log standard deviation and context.
 
     Args:
       module: maps x to `[..., 2 * latent_dim + (context_dim or 0)]`.
@@ -158,13 +158,14 @@ def spatial_encoder(
       image_shape: (H, W) in pixels, or (H, W, C) of colour images.
       latent_shape: (H, W, C) of the latent variables. H and W are the image's, halved once or more,
         rounding up.
-      features: number of maps of each block; as many blocks are used as it takes to come to H x W.
-      context_maps: number of maps of the context for the posterior flow, which is given as a vector
-        of H * W * context_maps entries; None gives no context.
+      features: number of maps of each block; only the first blocks, up to the one that reaches
+        H x W, are used.
+      context_maps: number of maps of the context for the posterior flow, which is flattened to a
+        vector of H * W * context_maps entries; None gives no context.
       weight_norm: whether to normalize the weights of every layer.
 
     Raises:
-      ValueError: if the blocks do not come to H x W.
+      ValueError: if no block reaches H x W.
     """
     channels = latent_shape[-1]
     features = features_down_to(latent_shape, image_shape, features)

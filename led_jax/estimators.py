@@ -1,4 +1,4 @@
-"""What is measured of a LED: tighter bounds, the NLL, marginal matching, active units."""
+"""Estimators for a trained LED: tighter bounds, the NLL, marginal matching, active units."""
 
 import math
 from collections.abc import Callable
@@ -58,13 +58,13 @@ class NLL(NamedTuple):
 
     Attributes:
       nll: mean over the data.
-      standard_error: of `nll` as an estimate of the population's mean: the spread over the data,
-        of which one row has none: NaN.
-      monte_carlo_error: of `nll` given these data: the spread of the importance weights, of which
-        one sample has none: NaN.
+      standard_error: standard error of `nll` as an estimate of the population's mean, from the
+        spread of `per_example`; NaN for a single row.
+      monte_carlo_error: standard error of `nll` for these data, from the spread of the importance
+        weights; NaN for a single sample.
       elbo: mean over data and samples of the one-sample bound, from the same draws.
-      per_example: `[n]`, -log p(x) of each row.
-      per_example_error: `[n]`, the Monte Carlo standard error of each.
+      per_example: `[n]`, the estimate of -log p(x) of each row.
+      per_example_error: `[n]`, the Monte Carlo standard error of each row's estimate.
     """
 
     nll: float
@@ -76,7 +76,7 @@ class NLL(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """Running sums over importance weights w, scaled by e^-offset: one entry a data point."""
+    """Running sums over importance weights w, scaled by e^-offset, for each data point."""
 
     offset: Array
     total: Array
@@ -100,9 +100,9 @@ def nll(
 ) -> NLL:
     """Estimates -log p(x), or -log p(x|c), by importance sampling from q(z|x), in bounded memory.
 
-    Each x is encoded once; its weights are summed as a stream, `samples_per_chunk` at a time, so
-    memory grows with batch_size * samples_per_chunk and not with num_samples or n. By Jensen's
-    inequality the estimate is too high on average, by less the more samples there are.
+    Each x is encoded once; its weights are summed in chunks of `samples_per_chunk`, so that memory
+    grows with batch_size * samples_per_chunk and not with num_samples or n. By Jensen's inequality
+    the estimate is too high on average; the bias shrinks as num_samples grows.
 
     Args:
       led: the model.
@@ -110,9 +110,10 @@ def nll(
       key: PRNG key.
       x: data `[n, *x_shape]`, of any dtype that casts to float32.
       num_samples: importance samples for each row.
-      batch_size: rows at a time.
-      samples_per_chunk: samples at a time; the last chunk's surplus is left out. On a CPU a large
-        decoder is faster with few, whose activations its caches hold.
+      batch_size: rows computed at a time.
+      samples_per_chunk: samples computed at a time. If it does not divide num_samples, the surplus
+        of the last chunk is ignored. On a CPU a large decoder is faster with small chunks, whose
+        activations fit into the caches.
       progress: called with the number of rows just finished.
       placement: the devices to compute on; None takes one. Of n devices, device d takes batches
         d, d + n, d + 2n, ...: the estimate is the same on any number of them.
@@ -123,7 +124,7 @@ def nll(
 
     Raises:
       ValueError: if x is empty or has values that the decoder does not take, a size is not
-        positive, the context has not as many rows as x, or an argument is traced.
+        positive, the context does not have as many rows as x, or an argument is traced.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, key, x, context))):
         raise ValueError(
@@ -157,7 +158,8 @@ def nll(
 
     def launch(first: int) -> _Weights:
         numbers = np.arange(first, first + size)
-        # The last batches are filled up with rows from the front, so that one program serves all.
+        # The last batches are filled up with the first rows, so that all batches have one shape and
+        # run the same compiled program.
         rows = (numbers[:, None] * batch_size + np.arange(batch_size)) % len(x)
         batches = tuple(take(array, rows) for array in arrays)
         numbers = placement.split((size,), lambda part: numbers[part])
@@ -191,7 +193,7 @@ def _fetch_all(
     rows_a_launch: int,
     progress: Callable[[int], object],
 ) -> list[_Weights]:
-    """What all launches come to, in order; the device always has a batch to go on with."""
+    """Results of all launches, in order; two more are queued while the host waits for one."""
     pending, finished = [], []
     for i in starts:
         pending.append(launch(i))
@@ -215,9 +217,10 @@ def _sum_batches(
     numbers: Array,
     batches: tuple[Array, ...],
 ) -> _Weights:
-    """The sums of each of some whole batches, the numbers-th of all.
+    """The sums of each of k batches of n rows.
 
-    They are x `[k, n, *x_shape]`, and contexts `[k, n, C]` where there are some.
+    `numbers` `[k]` are the indices of the batches among all batches, from which their keys are
+    made. `batches` holds x `[k, n, *x_shape]` and, if there are contexts, these `[k, n, C]`.
     """
 
     def sum_batch(params: Params, key: Array, number: Array, *batch: Array) -> _Weights:
@@ -227,7 +230,7 @@ def _sum_batches(
     def on_device(
         params: Params, key: Array, numbers: Array, batches: tuple[Array, ...]
     ) -> _Weights:
-        # One after the other rather than in a vmap, whose batched products are slower.
+        # A loop over the batches rather than a vmap, whose batched matrix products are slower.
         return jax.lax.map(lambda batch: sum_batch(params, key, *batch), (numbers, *batches))
 
     spread = placement.rows().spec
@@ -290,16 +293,16 @@ def class_log_posterior(
     class_probs: np.ndarray | None = None,
     **options: Any,
 ) -> np.ndarray:
-    """log p(c|x) for each of some classes: the classifier that Bayes's rule makes of p(x|c).
+    """log p(c|x) for each of K classes: Bayes's rule turns a conditional model into a classifier.
 
-    p(c|x) is proportional to p(x|c) p(c), with p(x|c) by importance sampling as in `nll`.
+    p(c|x) is proportional to p(x|c) p(c), where p(x|c) is estimated as in `nll`.
 
     Args:
       led: a model that is conditional on a class.
       params: its parameters.
-      key: PRNG key; the draws are common to all classes.
+      key: PRNG key; all classes use the same draws.
       x: data `[n, *x_shape]`.
-      classes: the contexts `[K, C]` that stand for the classes; of one-hot labels, the identity.
+      classes: the context of each class, `[K, C]`; for one-hot labels the identity matrix.
       num_samples: importance samples for each row and class.
       class_probs: p(c), `[K]`, positive; None takes equal ones.
       **options: as in `nll`.
@@ -308,7 +311,8 @@ def class_log_posterior(
       `[n, K]`, in nats.
 
     Raises:
-      ValueError: if class_probs has not K positive numbers, or as in `nll`.
+      ValueError: if class_probs are not K positive numbers, classes are not `[K, C]`, or as in
+        `nll`.
     """
     classes = np.asarray(as_real("class_log_posterior: classes", classes))
     if classes.ndim < 2 or not len(classes):
@@ -333,17 +337,18 @@ def class_log_posterior(
 
 
 class MarginalMatching(NamedTuple):
-    """The bound's KL in two at draws of x from the data and z ~ q(z|x), each `[n]` in nats.
+    """The ELBO's KL split in two, at n draws of x from the data and z ~ q(z|x), in nats.
 
     E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z)), with the aggregated posterior
-    q(z) = E_x q(z|x): Hoffman and Johnson (2016), "ELBO surgery". The prior enters the second term
-    alone, which is the one in Huang et al. (2017), eq. 4. The draws are independent: expectations
-    are means, with a standard error of std / sqrt(n).
+    q(z) = E_x q(z|x): Hoffman and Johnson (2016), "ELBO surgery". The prior enters only the second
+    term, which is the one in Huang et al. (2017), eq. 4. The draws are independent: the mean of an
+    array estimates the expectation, with a standard error of std / sqrt(n).
 
     Attributes:
-      log_likelihood: log p(x|z).
-      mutual_information: log q(z|x) - log q(z), of mean I(x; z); never above log N.
-      marginal_kl: log q(z) - log p(z), of mean KL(q(z) || p(z)).
+      log_likelihood: `[n]`, log p(x|z).
+      mutual_information: `[n]`, log q(z|x) - log q(z), whose mean estimates I(x; z); no entry is
+        above log N, for data of N rows.
+      marginal_kl: `[n]`, log q(z) - log p(z), whose mean estimates KL(q(z) || p(z)).
     """
 
     log_likelihood: Array
@@ -352,7 +357,7 @@ class MarginalMatching(NamedTuple):
 
     @property
     def kl(self) -> Array:
-        """log q(z|x) - log p(z), of mean E_x KL(q(z|x) || p(z))."""
+        """log q(z|x) - log p(z), `[n]`, whose mean estimates E_x KL(q(z|x) || p(z))."""
         return self.mutual_information + self.marginal_kl
 
 
@@ -367,11 +372,11 @@ def marginal_matching(
     samples_per_chunk: int = 100,
     progress: Callable[[int], object] = lambda samples: None,
 ) -> MarginalMatching:
-    """Splits the bound's KL into mutual information and KL(q(z) || p(z)).
+    """Splits the ELBO's KL into mutual information and KL(q(z) || p(z)).
 
-    The aggregated posterior is the whole mixture of the N components q(z|x_j), the one that z came
-    from included. It costs num_samples * N evaluations of a Gaussian, and as many inversions of the
-    posterior flow if that reads a context.
+    The aggregated posterior is the mixture of all N components q(z|x_j), including the one that z
+    was drawn from. It costs num_samples * N evaluations of a Gaussian, and as many inversions of
+    the posterior flow if the encoder gives a context.
 
     Args:
       led: the model.
@@ -379,7 +384,7 @@ def marginal_matching(
       key: PRNG key.
       x: data `[N, *x_shape]`, of any dtype that casts to float32.
       num_samples: independent draws of a row and its z.
-      samples_per_chunk: draws at a time; the last chunk's surplus is left out.
+      samples_per_chunk: draws computed at a time; the surplus of the last chunk is ignored.
       progress: called with the number of draws just finished.
 
     Returns:
@@ -412,19 +417,19 @@ def marginal_matching(
 @checked
 @partial(jax.jit, static_argnums=(0, 4))
 def activity(led: LED, params: Params, key: Array, x: Array, num_samples: int = 50) -> Array:
-    """Var_x E[z|x] of each latent variable: how much of it says something of x.
+    """Var_x E[z|x] of each latent variable: how far its posterior mean depends on x.
 
-    Burda, Grosse and Salakhutdinov (2016), section 5.3, https://arxiv.org/abs/1509.00519, who call
-    a unit active where it is above 0.01: `(activity(...) > 0.01).sum()` counts them. From K draws
-    of z for each x, means have a variance of Var[z|x] / K of their own, which is taken off; the
-    estimate is unbiased, and may be slightly negative.
+    Burda, Grosse and Salakhutdinov (2016), section 5.3, https://arxiv.org/abs/1509.00519, call a
+    unit active if this is above 0.01: `(activity(...) > 0.01).sum()` counts active units. E[z|x] is
+    estimated by the mean of K draws, whose own variance Var[z|x] / K is subtracted; the estimate is
+    unbiased, and may be slightly negative.
 
     Args:
       led: the model.
       params: its parameters.
       key: PRNG key.
       x: data `[N, *x_shape]`, of two rows or more.
-      num_samples: K, draws of z for each row, of two or more.
+      num_samples: K, number of draws of z for each row, two or more.
 
     Returns:
       Variances `[*latent_shape]`.
@@ -455,7 +460,7 @@ def encode_all(led: LED, params: Params, x: Array, batch_size: int = 1000) -> En
     """The encoder's output for all rows of x `[N, *x_shape]`, in bounded memory.
 
     Raises:
-      ValueError: if x has no rows, or batch_size is not positive.
+      ValueError: if x is a scalar, or batch_size is not positive.
     """
     if not x.ndim or batch_size < 1:
         raise ValueError(
@@ -472,7 +477,7 @@ def encode_all(led: LED, params: Params, x: Array, batch_size: int = 1000) -> En
 @checked
 @partial(jax.jit, static_argnums=0)
 def aggregated_posterior_log_prob(led: LED, params: Params, z: Array, encoding: Encoding) -> Array:
-    """log q(z) = log 1/N sum_j q(z|x_j), the density that the prior is to match.
+    """log q(z) = log 1/N sum_j q(z|x_j): the aggregated posterior, which the prior should match.
 
     Args:
       led: the model.
@@ -484,7 +489,7 @@ def aggregated_posterior_log_prob(led: LED, params: Params, z: Array, encoding: 
       Log-densities `[n]` in nats.
 
     Raises:
-      ValueError: if z is of another shape.
+      ValueError: if z does not have this shape.
     """
     latent_shape = encoding.mean.shape[1:]
     if z.shape[1:] != latent_shape or not z.ndim:
@@ -492,7 +497,7 @@ def aggregated_posterior_log_prob(led: LED, params: Params, z: Array, encoding: 
         raise ValueError(
             f"aggregated_posterior_log_prob: expected z of shape [{expected}], got {z.shape}"
         )
-    # A context makes for an inversion of the flow for each pair of a point and a row.
+    # With a context, the flow is inverted for each pair of a point and a row.
     batch_size = 64 if encoding.context is None else 1
     log_prob = led.posterior_mixture(params, encoding)
     return jax.lax.map(log_prob, z, batch_size=batch_size)

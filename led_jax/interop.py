@@ -31,8 +31,8 @@ def to_numpyro(
 ) -> dist.Distribution:
     """A density as a numpyro distribution, for `numpyro.sample` in any model.
 
-    One that was trained on data is a prior in MCMC then. The parameters are leaves of the
-    distribution's pytree, so that gradients reach them.
+    For example, a density that was trained on data can be a prior in MCMC. The parameters are
+    leaves of the distribution's pytree, so that gradients reach them.
 
     >>> from led_jax import densities
     >>> prior = to_numpyro(densities.standard_normal((3,)), ())
@@ -43,8 +43,9 @@ def to_numpyro(
       density: any density.
       params: its parameters.
       context: `[..., context_dim]` of a conditional density; `...` is the distribution's batch
-        shape, else `()`.
-      support: where the density is positive, as numpyro constrains MCMC to it; None takes R.
+        shape, which is `()` without a context.
+      support: where the density is positive; numpyro constrains MCMC to it. None takes all
+        real events.
     """
     return _Distribution(density, params, context, support)
 
@@ -64,21 +65,23 @@ def flow_to_numpyro(
     Args:
       flow: maps the transform's domain, real vectors, to its codomain.
       params: its parameters.
-      codomain: None takes real vectors.
+      codomain: the values of the transform; None takes real vectors.
     """
     return _Transform(flow, params, codomain or constraints.real_vector)
 
 
 class Posterior(NamedTuple):
-    """A numpyro model given its data, as a density on R^D.
+    """A numpyro model given its data, as an unnormalised density on R^D.
 
     Attributes:
-      size: D, the number of unconstrained entries of all its latent variables.
-      log_density: `[..., D]` to `[...]`: the log joint density of data and latent variables, with
-        the log-determinants of the maps to their supports, so that its integral is the evidence.
-      constrain: `[..., D]` to the sites by name, `[..., *site_shape]`, deterministic ones included.
-      unconstrain: latent sites by name, as `MCMC.get_samples()` has them, to `[..., D]`; other
-        names are ignored.
+      size: D, the number of unconstrained entries of all latent variables.
+      log_density: maps `[..., D]` to `[...]`, the log joint density of data and latent variables
+        plus the log-determinants of the maps to their supports: its exponential integrates to the
+        evidence.
+      constrain: maps `[..., D]` to the sites by name, `[..., *site_shape]`, including deterministic
+        sites.
+      unconstrain: maps latent sites by name, as `MCMC.get_samples()` returns them, to `[..., D]`;
+        other names are ignored.
     """
 
     size: int
@@ -99,11 +102,11 @@ def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: An
 
     Args:
       key: PRNG key with which the model is run once, to find its sites.
-      model: a numpyro model; all latent variables continuous.
-      *args: its arguments, the data among them.
-      **kwargs: likewise.
+      model: a numpyro model whose latent variables are all continuous.
+      *args: the model's arguments, including the data.
+      **kwargs: the model's keyword arguments.
     """
-    # Shapes alone: each operation of a model that is run compiles a program of its own.
+    # Only shapes are computed: running the model would compile a program for each operation.
     latent_sites = jax.eval_shape(
         lambda key: initialize_model(key, model, model_args=args, model_kwargs=kwargs).param_info.z,
         key,

@@ -1,4 +1,4 @@
-"""Likelihoods: what the outputs of a decoder's network say of one entry of x.
+"""Likelihoods: the distribution of one entry of x, given the outputs of a decoder's network.
 
 A likelihood is elementwise. `decoders.decoder` puts it on top of any network and sums over the
 entries.
@@ -24,14 +24,15 @@ class Likelihood(NamedTuple):
     """p(x_i | raw_i) for each entry i of x `[..., D]`, from outputs raw `[..., P, D]`.
 
     Attributes:
-      num_params: number P of the network's outputs that an entry takes.
+      num_params: number P of the network's outputs for each entry.
       log_prob: `(raw, x) -> [..., D]`, in nats; batch axes of raw and x broadcast.
       mean: `raw -> [..., D]`.
       sample: `(key, raw) -> [..., D]`.
-      values: which x it takes: "unit" for [0, 1], "scaled_levels" for 0/255, 1/255, ..., 1, "real"
-        for any, "below K" for 0, 1, ..., K - 1; see `led_jax.data.check_rows`.
-      free: whether raw has one more row, the last, that does not depend on z: "none", or a learned
-        number for each entry ("entry") or for all ("one").
+      values: kind of values of x that it takes: "unit" for [0, 1], "scaled_levels" for 0/255,
+        1/255, ..., 1, "real" for any, "below K" for 0, 1, ..., K - 1; see
+        `led_jax.data.check_rows`.
+      free: whether raw has one more row, the last, that is a parameter and does not depend on z:
+        "none", one number for each entry ("entry"), or one for all entries ("one").
     """
 
     num_params: int
@@ -45,10 +46,10 @@ class Likelihood(NamedTuple):
 
 
 def check_values(name: str, values: str, x: Array | np.ndarray) -> None:
-    """Makes sure, where x is not traced, that a likelihood takes its values.
+    """Checks that x is within the range of a likelihood's `values`, unless x is traced.
 
     Raises:
-      ValueError: if x has other values; `name` is the caller's.
+      ValueError: if x has other values; the message starts with `name`, the caller's.
     """
     below, _, number = values.partition(" ")
     if below not in ("unit", "scaled_levels", "below") or isinstance(x, Tracer) or not x.size:
@@ -73,7 +74,8 @@ def check_values(name: str, values: str, x: Array | np.ndarray) -> None:
 def bernoulli() -> Likelihood:
     """Bernoulli(x; sigmoid(raw)), for x in {0, 1}.
 
-    For x between 0 and 1, `log_prob` is the mean of log p over a draw of a pixel with P(1) = x.
+    For x between 0 and 1, `log_prob` is the expected log-probability of a binary pixel that is
+    drawn with P(1) = x.
 
     >>> likelihood = bernoulli()
     >>> round(float(likelihood.log_prob(jnp.zeros((1, 1)), jnp.ones(1))[0]), 4)
@@ -128,16 +130,17 @@ def gaussian(std: float) -> Likelihood:
 
 @constructor
 def learned_gaussian(scale: str = "one") -> Likelihood:
-    """N(x; mean, e^(2 log_std)), for real x, with a standard deviation that is learned.
+    """N(x; mean, e^(2 log_std)), for real x, with a learned standard deviation.
 
-    log_std is clipped to [-7, 7]: a constant entry would drive it to -infinity.
+    log_std is clipped to [-7, 7], because an entry that is constant in the data would drive it to
+    -infinity.
 
     >>> learned_gaussian("network").num_params, learned_gaussian("entry").num_params
     (2, 1)
 
     Args:
-      scale: of what there is a deviation: "one" for all entries, one for each "entry", or one that
-        the "network" says of each entry at each z, its second output.
+      scale: "one": all entries share one deviation; "entry": each entry has its own; "network": the
+        network's second output is log_std, for each entry at each z.
 
     Raises:
       ValueError: if scale is none of these.
@@ -168,7 +171,7 @@ def learned_gaussian(scale: str = "one") -> Likelihood:
 def categorical(num_categories: int) -> Likelihood:
     """P(x = k) = softmax(raw)_k, for x in {0, 1, ..., K - 1}, whose order means nothing.
 
-    `mean` is E[x], as of numbers.
+    `mean` is E[x], which treats the categories as numbers.
 
     >>> likelihood = categorical(4)
     >>> round(float(likelihood.log_prob(jnp.zeros((4, 1)), jnp.ones(1))[0]), 4)
@@ -208,9 +211,9 @@ def discretized_logistic(num_components: int = 5) -> Likelihood:
     """A mixture of K logistics over x in {0/255, 1/255, ..., 1}: grey levels of 8 bits over 255.
 
     P(x) = sum_k w_k (F((c + 1/255 - m_k) / s_k) - F((c - 1/255 - m_k) / s_k)) at c = 2x - 1, with
-    the logistic function F; the first and the last level have the tails, too. Salimans et al.
-    (2017), PixelCNN++, eq. 2, https://arxiv.org/abs/1701.05517. The outputs are K logits of w, K
-    means m and K log-scales, which are clipped to [-7, 7].
+    the logistic function F; the first and the last level also include the tail beyond them.
+    Salimans et al. (2017), PixelCNN++, eq. 2, https://arxiv.org/abs/1701.05517. The network's
+    outputs are K logits of w, K means m and K log-scales log s, which are clipped to [-7, 7].
 
     >>> discretized_logistic(2).num_params
     6
@@ -238,7 +241,7 @@ def discretized_logistic(num_components: int = 5) -> Likelihood:
         inverse_scale = jnp.exp(-log_scales)
         upper = (2 * x - 1 + 1 / 255 - means) * inverse_scale
         lower = upper - 2 / 255 * inverse_scale
-        # F(u) - F(l) = F(u) F(-l) (1 - e^(l - u)), without a difference of numbers that are close.
+        # F(u) - F(l) = F(u) F(-l) (1 - e^(l - u)) avoids the difference of two close numbers.
         log_width = jnp.log(-jnp.expm1(-2 / 255 * inverse_scale))
         log_mass = (
             jnp.where(x > 1 - 0.5 / 255, 0, log_sigmoid(upper))

@@ -44,16 +44,16 @@ class Elbo(NamedTuple):
 class LED(NamedTuple):
     """Encoder q(z'|x), posterior flow g: z' -> z, prior p(z) and decoder p(x|z).
 
-    Huang et al. (2017), section 4. The methods are pure functions of their arguments. A `context`
-    is what the whole model is conditional on, p(x|c): encoder, prior and decoder read it. What the
-    posterior flow reads is the context that the encoder makes, `Encoding.context`.
+    Huang et al. (2017), section 4. The methods are pure functions of their arguments. With a
+    `context` c the whole model is conditional, p(x|c): encoder, prior and decoder read it. The
+    posterior flow reads another context, `Encoding.context`, which the encoder emits.
 
     Attributes:
       encoder: the base of the approximate posterior, and the flow's context.
       posterior: flow g from z' to z, whose `apply` should be its cheap direction; or a
         `posteriors.Family`.
-      prior: density of z, or a `Prior` that reads the posterior; `log_prob` should be its cheap
-        direction.
+      prior: density of z, or a `Prior` that reads the posterior; its `log_prob` should be its
+        cheap direction.
       decoder: observation model.
     """
 
@@ -72,14 +72,14 @@ class LED(NamedTuple):
         *,
         given: Mapping[str, Params] | None = None,
     ) -> Params:
-        """Parameters as one pytree.
+        """Creates the parameters of all parts as one pytree.
 
         Args:
           key: PRNG key.
-          x: rows of the data `[n, *x_shape]`. Their shape and dtype matter to every part, their
-            values and number to parts that start from data, such as a VampPrior.
+          x: rows of the data `[n, *x_shape]`. Every part uses their shape and dtype; parts that
+            start from data, such as a VampPrior, also use their values and number.
           context: `[n, C]`, what the model is conditional on.
-          given: parameters of some parts, which are taken as they are.
+          given: parameters of some parts, which are used instead of fresh ones.
 
         Returns:
           `{"encoder": ..., "posterior": ..., "prior": ..., "decoder": ...}`.
@@ -126,7 +126,7 @@ class LED(NamedTuple):
           key: PRNG key for z'.
           x: data `[..., *x_shape]`.
           sample_shape: shape of independent draws of z for every x; x is encoded only once.
-          encoding: the encoder's output for x, where it is at hand.
+          encoding: the encoder's output for x, if it is known already.
           context: `[..., C]`, what the model is conditional on.
 
         Returns:
@@ -151,13 +151,13 @@ class LED(NamedTuple):
         encoding: Encoding | None = None,
         context: Array | None = None,
     ) -> Array:
-        """Log p(x|z) + log p(z) - log q(z|x) at any z, which inverts the posterior's flow.
+        """log p(x|z) + log p(z) - log q(z|x) at any z, by inverting the posterior's flow.
 
         Args:
           params: parameters.
           z: points `[..., *latent_shape]`, whose batch axes broadcast against those of x.
           x: data `[..., *x_shape]`.
-          encoding: the encoder's output for x, where it is at hand.
+          encoding: the encoder's output for x, if it is known already.
           context: `[..., C]`, what the model is conditional on.
 
         Returns:
@@ -170,7 +170,7 @@ class LED(NamedTuple):
         return log_joint - self.posterior_log_prob(params, z, encoding)
 
     def check_data(self, x: np.ndarray | Array) -> None:
-        """Makes sure that the decoder takes the values of x, where they are not traced.
+        """Checks that the decoder takes the values of x, unless x is traced.
 
         Raises:
           ValueError: if it does not.
@@ -277,7 +277,7 @@ class LED(NamedTuple):
         )
 
     def posterior_log_prob(self, params: Params, z: Array, encoding: Encoding) -> Array:
-        """Log q(z|x) at any z, which inverts the flow.
+        """log q(z|x) at any z, by inverting the flow.
 
         Args:
           params: parameters.
@@ -285,8 +285,8 @@ class LED(NamedTuple):
           encoding: the encoder's output for x.
 
         Returns:
-          Log-densities in nats, of the common batch shape. A flow that reads no context is inverted
-          once for each z, one that does for each pair of z and x.
+          Log-densities in nats, of the common batch shape. The flow is inverted once for each z if
+          the encoder gives no context, and once for each pair of z and x if it does.
         """
         return self._family.log_prob(_part(params, "posterior"), z, encoding)
 
@@ -300,16 +300,16 @@ class LED(NamedTuple):
           encoding: the encoder's output for the rows `[K, *x_shape]`.
 
         Returns:
-          A function of z `[..., *latent_shape]` to log-densities `[...]` in nats. A flow that reads
-          no context is inverted once for each z, and all pairs of z and rows are one matrix
-          product; one that does is inverted for each pair.
+          A function of z `[..., *latent_shape]` to log-densities `[...]` in nats. If the encoder
+          gives no context, the flow is inverted once for each z, and one matrix product scores all
+          pairs of a z and a row; if it gives one, the flow is inverted for each pair.
         """
         return self._family.mixture(_part(params, "posterior"), encoding)
 
     def posterior_inverse(
         self, params: Params, z: Array, context: Array | None = None
     ) -> tuple[Array, Array]:
-        """Z' = g^-1(z) and log|det dg^-1/dz|: the posterior's flow, for the encoder's context.
+        """z' = g^-1(z) and log|det dg^-1/dz| of the posterior's flow; reads the encoder's context.
 
         Raises:
           ValueError: if the posterior is not a flow.

@@ -9,7 +9,7 @@ from jax import Array
 
 
 def pure(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Array]]:
-    """The functions of a module that holds parameters only.
+    """The functions of a module whose only variables are parameters.
 
     Args:
       module: a module whose call returns one array.
@@ -18,8 +18,8 @@ def pure(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Array]]:
       `init(key, *args) -> params` and `apply(params, *args) -> output`.
 
     Raises:
-      ValueError: (from the functions) if the module keeps more than parameters, draws at random, or
-        does not return an array, or the parameters are another module's.
+      ValueError: (from the functions) if the module has other variables than parameters, draws at
+        random, or does not return an array, or the parameters are another module's.
     """
     name = type(module).__name__
 
@@ -53,10 +53,11 @@ def pure(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Array]]:
 
 
 def pure_of_context(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Array]]:
-    """`pure` for a module of x and perhaps a context, which need not name one that is never given.
+    """`pure` for a module that is called with x, or with x and a context.
 
     Args:
-      module: a module that is called with x, or with x and a context, and returns one array.
+      module: a module that returns one array. It needs no argument for a context that is never
+        given.
 
     Returns:
       `init(key, x, context=None) -> params` and `apply(params, x, context=None) -> output`.

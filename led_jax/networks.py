@@ -21,7 +21,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
-        """Applies the layers to x, beside the context `[..., C]` where there is one."""
+        """Applies the layers to x, concatenated with the context `[..., C]` if it is given."""
         x = with_context(x, context)
         for i, size in enumerate(self.sizes):
             x = nn.Dense(size, dtype=x.dtype, param_dtype=x.dtype)(x)
@@ -31,14 +31,14 @@ class MLP(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual convolutions of `[..., H, W, C]` with a convolution of the same stride as shortcut.
+    """A residual block of `[..., H, W, C]`, whose shortcut is a convolution of the same stride.
 
     He et al. (2015), https://arxiv.org/abs/1512.03385.
 
     Attributes:
       hidden: number of maps between the two layers of the residual branch.
       features: number of maps it emits.
-      stride: of the first layer and the shortcut.
+      stride: stride of the first layer and the shortcut.
       upsample: whether the first layer and the shortcut double the maps.
       weight_norm: whether to normalize the weights (Salimans and Kingma, 2016, eq. 2,
         https://arxiv.org/abs/1602.07868).
@@ -53,7 +53,7 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Applies the block."""
-        # The residual branch and the shortcut read the same patches, so they are one product.
+        # The residual branch and the shortcut read the same patches: one convolution computes both.
         first = Conv(self.hidden + self.features, self.stride, self.upsample)
         h = _normalized(first, self.weight_norm)(x)
         h, shortcut = h[..., : self.hidden], h[..., self.hidden :]
@@ -72,7 +72,7 @@ class ResConvEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
-        """Applies the network; its fully connected layers read the context, too."""
+        """Applies the network; its fully connected layers also read the context."""
         if x.shape[-1] != math.prod(self.image_shape):
             raise ValueError(
                 f"encoder: expected flattened images {self.image_shape}, so [..., "
@@ -101,8 +101,8 @@ class ResConvDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, context: Array | None = None) -> Array:
-        """Applies the network; its fully connected layers read the context, too."""
-        # Of the encoder's input and of each of its blocks' outputs.
+        """Applies the network; its fully connected layers also read the context."""
+        # Height and width of the encoder's input and of the output of each of its blocks.
         shapes = halvings(self.image_shape, len(self.features))
         colours = math.prod(self.image_shape[2:])
         widths = (self.num_params * colours, *self.features)
@@ -131,7 +131,7 @@ class ResConvDecoder(nn.Module):
 
 
 def with_context(x: Array, context: Array | None) -> Array:
-    """X `[..., K]` beside a context `[..., C]`, whose batch axes broadcast: `[..., K + C]`."""
+    """Concatenates x `[..., K]` and a context `[..., C]`, whose batch axes broadcast."""
     if context is None:
         return x
     batch_shape = jnp.broadcast_shapes(x.shape[:-1], context.shape[:-1])
@@ -156,7 +156,7 @@ def check_image_shape(image_shape: tuple[int, ...]) -> None:
 
 
 def halvings(image_shape: tuple[int, ...], count: int) -> list[tuple[int, int]]:
-    """Height and width of an image, and of what each of `count` strided blocks makes of it."""
+    """Height and width of an image, and those after each of `count` blocks of stride 2."""
     shapes = [(image_shape[0], image_shape[1])]
     for _ in range(count):
         height, width = shapes[-1]
@@ -167,7 +167,11 @@ def halvings(image_shape: tuple[int, ...], count: int) -> list[tuple[int, int]]:
 def features_down_to(
     latent_shape: tuple[int, int, int], image_shape: tuple[int, ...], features: Sequence[int]
 ) -> tuple[int, ...]:
-    """Those of the blocks that it takes to halve an image down to the latent's height and width."""
+    """The first `features`, one for each block needed to halve an image to the latent's size.
+
+    Raises:
+      ValueError: if the blocks do not reach the height and width of latent_shape.
+    """
     check_image_shape(image_shape)
     shapes = halvings(image_shape, len(features))[1:]
     height, width, channels = latent_shape
@@ -182,7 +186,7 @@ def features_down_to(
 
 
 def _linear_conv(features: int) -> Conv:
-    """A convolution with the initial scale of a dense layer, before or after latent variables."""
+    """A convolution next to the latent variables, whose kernel starts like a dense layer's."""
     return Conv(features, kernel_init=nn.initializers.lecun_normal())
 
 

@@ -13,14 +13,14 @@ from jax.typing import ArrayLike
 
 
 def as_float(name: str, x: ArrayLike | Sequence[Any]) -> Array:
-    """An argument as an array of floats, whatever its caller holds.
+    """Converts an argument to a JAX array of floats.
 
-    Floats keep their dtype, as far as JAX's settings have it. Integers, bools and nested sequences
-    of numbers become the default float.
+    Floats keep their dtype (float64 only if JAX has it enabled). Integers and bools become the
+    default float.
 
     Args:
-      name: the argument, for the error.
-      x: numbers, as an array of JAX or NumPy, a scalar or nested sequences.
+      name: name of the argument in the error message.
+      x: numbers, as a JAX or NumPy array, a scalar or nested sequences.
 
     Raises:
       ValueError: if x is complex, or does not hold numbers.
@@ -30,12 +30,12 @@ def as_float(name: str, x: ArrayLike | Sequence[Any]) -> Array:
     x = as_real(name, x)
     if jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.asarray(x)
-    # By way of NumPy where x is its: JAX would wrap integers that have more bits than its own.
+    # NumPy arrays are cast by NumPy: JAX would first wrap integers wider than its own.
     return jnp.asarray(x.astype(jnp.result_type(float)))
 
 
 def as_real(name: str, x: ArrayLike | Sequence[Any]) -> Array | np.ndarray:
-    """An argument as an array of real numbers, of its own dtype and where it is.
+    """Converts an argument to an array of real numbers; JAX and NumPy arrays are not changed.
 
     Raises:
       ValueError: if x is complex, or does not hold numbers.
@@ -56,7 +56,7 @@ _REAL = (jnp.floating, jnp.integer)
 def softplus(x: Array) -> Array:
     """log(1 + e^x), elementwise and without overflow.
 
-    The same value as `jax.nn.softplus`, which goes through the costlier `logaddexp`.
+    The same value as `jax.nn.softplus`, which uses `logaddexp` and is slower.
     """
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
@@ -68,13 +68,14 @@ def log_sigmoid(x: Array) -> Array:
 
 @jax.custom_jvp
 def relu(x: Array) -> Array:
-    """max(x, 0), elementwise, with a gradient that reads the output rather than the input.
+    """max(x, 0), elementwise, with a gradient that is computed from the output.
 
-    A network's products need the output for their gradients anyway, so the input need not be kept.
+    The next layer's product keeps this output for its own gradient, so that the input need not be
+    kept as well.
     """
     if not x.ndim:
         return jnp.maximum(x, 0)
-    # In one piece XLA would keep the input all the same, and compute the output from it again.
+    # In two pieces, because XLA would otherwise keep the input and recompute the output from it.
     return jnp.concatenate([jnp.maximum(half, 0) for half in jnp.array_split(x, 2, -1)], -1)
 
 
@@ -86,7 +87,7 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def reverse_gradient(x: Array, scale: float) -> Array:
-    """`x`, with a gradient that is -scale times the one that comes back: for adversaries."""
+    """The identity, whose backward pass multiplies the gradient by -scale, for adversaries."""
     return x
 
 
@@ -96,8 +97,7 @@ reverse_gradient.defvjp(lambda x, scale: (x, None), lambda scale, _, g: (-scale 
 def match_rank(x: Array | np.ndarray, ndim: int) -> Array:
     """`x` with axes of length 1 in front, so that it has `ndim` axes.
 
-    With it, broadcasting `x` over batch axes is explicit, as `jax_numpy_rank_promotion="raise"`
-    asks for.
+    This makes broadcasting over batch axes explicit, as `jax_numpy_rank_promotion="raise"` demands.
     """
     return jnp.expand_dims(x, tuple(range(ndim - x.ndim)))
 
@@ -108,12 +108,12 @@ def log_mean_exp(x: Array, axis: int) -> Array:
 
 
 def widened(x: Array) -> Array:
-    """`x` in float32 where its dtype is narrower, for sums and differences that need the bits."""
+    """`x` in float32 if its dtype is narrower, for sums and differences that need more bits."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 def dtype_of(params: Any, default: Any) -> Any:
-    """The dtype that a tree of floats has in common, or a default for one without leaves."""
+    """The common dtype of a tree of floats, or `default` for a tree without leaves."""
     leaves = jax.tree.leaves(params)
     return jnp.result_type(*leaves) if leaves else default
 

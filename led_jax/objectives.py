@@ -1,4 +1,4 @@
-"""What is minimised: each objective is one value, with a loss and the terms to report."""
+"""Objectives of training: each is a pair of functions, for a loss with terms to report."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ Schedule = Callable[[Array], Any]
 
 
 class InitFn(Protocol):
-    """Creates what an objective itself trains."""
+    """Creates the parameters that belong to the objective itself, such as those of a critic."""
 
     def __call__(self, key: Array, model: Any, params: Params, x: Array, /) -> Params:
-        """`params`: the model's; `x`: rows of the data. `()` where there is nothing to train.
+        """`params`: the model's; `x`: rows of the data. Returns `()` if there are no parameters.
 
-        With data that have contexts it is called with these `[n, C]` as a fifth argument.
+        If the data have contexts, these, `[n, C]`, are passed as a fifth argument.
         """
         ...
 
@@ -36,12 +36,12 @@ class LossFn(Protocol):
     def __call__(
         self, model: Any, params: Params, own: Params, key: Array, x: Array, step: Array, /
     ) -> tuple[Array, dict[str, Array]]:
-        """Returns the scalar loss, and means over the batch of what is worth reporting.
+        """Returns the scalar loss and the metrics to report, each a mean over the batch.
 
-        With data that have contexts it is called with these `[n, C]` as a seventh argument.
+        If the data have contexts, these, `[n, C]`, are passed as a seventh argument.
 
         Args:
-          model: a `LED`, or whatever the objective is for.
+          model: a `LED`, or another model that the objective takes.
           params: the model's parameters.
           own: the objective's parameters, from its `init`.
           key: PRNG key of the step.
@@ -54,8 +54,8 @@ class LossFn(Protocol):
 class Objective(NamedTuple):
     """What training minimises.
 
-    The step differentiates the loss with respect to the model's parameters and the objective's own
-    together; the optimizer's state is `optimizer.init((params, own))`.
+    A training step differentiates the loss with respect to both the model's parameters `params` and
+    the objective's own parameters `own`; the optimizer's state is `optimizer.init((params, own))`.
 
     Attributes:
       init: `(key, model, params, x) -> own`.
@@ -81,12 +81,13 @@ def elbo(kl_weight: float | Schedule = 1.0, free_bits: float = 0.0) -> Objective
     Args:
       kl_weight: w, or an optax schedule of the step. One that rises to 1 is a warm-up (Sonderby et
         al., 2016, https://arxiv.org/abs/1602.02282).
-      free_bits: nats of KL, on average over the batch, that cost nothing (Kingma et al., 2016,
-        https://arxiv.org/abs/1606.04934; of the whole KL, as a flow has none for each dimension).
+      free_bits: nats of KL, averaged over the batch, that are not penalised (Kingma et al., 2016,
+        https://arxiv.org/abs/1606.04934). The floor is on the whole KL, because the KL of a flow is
+        not a sum over dimensions.
 
     Returns:
-      An objective whose metrics are "elbo", at weight 1, "log_likelihood", "log_prior" and
-      "log_posterior", in nats.
+      An objective whose metrics are "elbo" (for w = 1 and no floor), "log_likelihood", "log_prior"
+      and "log_posterior", in nats.
 
     Raises:
       ValueError: if free_bits is negative.
@@ -154,10 +155,10 @@ def dreg(num_samples: int) -> Objective:
     """`iwae` with the doubly reparameterised gradient, which has less noise.
 
     With weights w_k = p(x, z_k) / q(z_k|x), normalised to v_k, the gradient of the bound is
-    sum_k v_k d log w_k with respect to the model at fixed z_k, and
+    sum_k v_k d log w_k with respect to prior and decoder, at fixed z_k, and
     sum_k v_k^2 (d log w_k / dz_k) dz_k with respect to the posterior. Tucker et al. (2019),
-    https://arxiv.org/abs/1810.04152. The mean of the gradient is that of `iwae`. The posterior's
-    flow is inverted once a step.
+    https://arxiv.org/abs/1810.04152. The gradient's expectation is the same as that of `iwae`. Each
+    step inverts the posterior's flow once.
 
     >>> dreg(50)
     dreg(50)
@@ -166,8 +167,8 @@ def dreg(num_samples: int) -> Objective:
       num_samples: K.
 
     Returns:
-      An objective whose metrics are "iwae", the bound, and those of `elbo`, in nats. Its loss has
-      the right gradient; as a number it is no bound.
+      An objective whose metrics are "iwae", the bound, and those of `elbo`, in nats. Its loss is a
+      surrogate with the right gradient; the value of the loss is not a bound.
 
     Raises:
       ValueError: if num_samples is not positive.
@@ -184,7 +185,7 @@ def dreg(num_samples: int) -> Objective:
         context: Array | None = None,
     ):
         z, terms_at = _reparameterised(model, params, key, x, (num_samples,), context)
-        # The values are the same: compiled, the two share all but their gradients.
+        # Both have the same values: XLA computes these once, and only the gradients twice.
         of_model = terms_at(params, jax.lax.stop_gradient(z))
         of_posterior = terms_at(jax.lax.stop_gradient(params), z)
         weights = jax.lax.stop_gradient(jax.nn.softmax(of_model.bound, axis=0))
@@ -200,9 +201,9 @@ def dreg(num_samples: int) -> Objective:
 def stl() -> Objective:
     """Minus the ELBO, without the score of q in its gradient: "sticking the landing".
 
-    The gradient of log q(z|x) is taken through z alone. What is left out has mean zero, and at
+    The gradient of log q(z|x) is taken only through z. The omitted term has mean zero, and at
     q(z|x) = p(z|x) the gradient with respect to the posterior has no noise at all. Roeder, Wu and
-    Duvenaud (2017), https://arxiv.org/abs/1703.09194. The posterior's flow is inverted once a step.
+    Duvenaud (2017), https://arxiv.org/abs/1703.09194. Each step inverts the posterior's flow once.
 
     >>> stl()
     stl()
@@ -231,9 +232,9 @@ def stl() -> Objective:
 def prior_only() -> Objective:
     """Fits the prior to a model whose other parts are held fixed: -E[log p(z)] for z ~ q(z).
 
-    Up to the entropy of q(z) that is KL(q(z) || p(z)), Huang et al. (2017), eq. 4. Nothing but the
-    prior has a gradient; one that reads the posterior, as a VampPrior does, reads a fixed one. An
-    optimizer that decays weights would move the others all the same.
+    Up to the entropy of q(z) this is KL(q(z) || p(z)), Huang et al. (2017), eq. 4. Only the prior
+    has a gradient; if it reads the posterior, as a VampPrior does, that is fixed. An optimizer with
+    weight decay would change the other parts nevertheless.
 
     >>> prior_only()
     prior_only()
@@ -263,24 +264,26 @@ def mmd(weight: float = 1000.0, kl_weight: float = 1.0, bandwidth: float = 1.0) 
     """Minus the ELBO and the maximum mean discrepancy between q(z) and p(z).
 
     loss = -E[log p(x|z)] + kl_weight E[log q(z|x) - log p(z)] + weight MMD^2(q(z), p(z)), for the
-    kernel k(a, b) = e^(-|a - b|^2 / (2 bandwidth^2 D)). With kl_weight = 1 that is the information
-    VAE of Zhao, Song and Ermon (2017), https://arxiv.org/abs/1706.02262, for alpha = 0 and lambda =
-    1 + weight; with 0 the Wasserstein autoencoder of Tolstikhin et al. (2018), algorithm 2,
-    https://arxiv.org/abs/1711.01558, which lets q(z|x) shrink to a point. MMD^2 is estimated
-    without bias from a batch of draws of each, so that it may be negative.
+    kernel k(a, b) = e^(-|a - b|^2 / (2 bandwidth^2 D)). With kl_weight = 1 this is the InfoVAE of
+    Zhao, Song and Ermon (2017), https://arxiv.org/abs/1706.02262, for alpha = 0 and lambda = 1 +
+    weight; with kl_weight = 0 it is the Wasserstein autoencoder of Tolstikhin et al. (2018),
+    algorithm 2, https://arxiv.org/abs/1711.01558, which lets q(z|x) shrink to a point. MMD^2 is
+    estimated without bias from n draws of q(z) and n of p(z), for a batch of n rows; the estimate
+    may be negative.
 
     >>> mmd(kl_weight=0.0)
     mmd(kl_weight=0.0)
 
     Args:
-      weight: of MMD^2, which lies between 0 and 2.
-      kl_weight: of the KL.
-      bandwidth: the kernel's, in units of the root of the number of latent variables.
+      weight: weight of MMD^2, which lies between 0 and 2.
+      kl_weight: weight of the KL.
+      bandwidth: bandwidth of the kernel, in units of sqrt(D) for D latent variables.
 
     Returns:
-      An objective whose metrics are "mmd" and those of `elbo`. The prior is sampled: that should be
-      cheap, and gives no gradient to a mixture's weights. It is no mean over rows: where devices
-      share a batch, `method="jit"` alone computes it on the whole.
+      An objective whose metrics are "mmd" and those of `elbo`. The loss samples the prior, which
+      should be cheap, and gives no gradient to the weights of a mixture. It is not a mean over
+      rows: on several devices only `method="jit"` of `training.epochs` computes it on whole
+      batches.
 
     Raises:
       ValueError: if bandwidth is not positive, or a weight negative; from the loss, if a batch has
@@ -304,7 +307,7 @@ def mmd(weight: float = 1000.0, kl_weight: float = 1.0, bandwidth: float = 1.0) 
         n = len(x)
         terms, *draws = _terms_and_draws(model, params, key, x, context)
         of_q, of_p = map(_rows, draws)
-        # Each draw is at distance 0 from itself: the pairs of different ones are the others.
+        # Only pairs of different draws count; the n pairs of a draw with itself have k = 1.
         within = sum(_kernel(a, a, bandwidth).sum() - n for a in (of_q, of_p)) / (n * (n - 1))
         distance = within - 2 * _kernel(of_q, of_p, bandwidth).mean()
         total = _weighted(terms, kl_weight) + weight * distance
@@ -320,26 +323,25 @@ def adversarial(
     """An adversarial autoencoder: a critic of z tells q(z) from p(z), and the model misleads it.
 
     Makhzani et al. (2015), https://arxiv.org/abs/1511.05644. The critic c(z), a ReLU network, is
-    the logit of "z is from q(z)" and minimises E_q[softplus(-c)] + E_p[softplus(c)].
-    The model minimises -E[log p(x|z)] + kl_weight E[log q(z|x) - log p(z)] - weight times that:
-    gradients of z are reversed on their way back from the critic (Ganin and Lempitsky, 2015,
-    https://arxiv.org/abs/1409.7495), so that one step moves both. A critic at its best has
-    c = log q(z) - log p(z). `optax.partition({"model": a, "own": b}, ("model", "own"))` gives it an
-    optimizer of its own.
+    the logit of "z is from q(z)" and minimises L = E_q[softplus(-c)] + E_p[softplus(c)].
+    The model minimises -E[log p(x|z)] + kl_weight E[log q(z|x) - log p(z)] - weight L. The gradient
+    of L with respect to z is reversed (Ganin and Lempitsky, 2015, https://arxiv.org/abs/1409.7495),
+    so that one step updates both. The optimal critic is c = log q(z) - log p(z).
+    `optax.partition({"model": a, "own": b}, ("model", "own"))` gives the critic its own optimizer.
 
     >>> adversarial(weight=10.0)
     adversarial(10.0)
 
     Args:
-      weight: of the critic's loss in the model's.
-      kl_weight: of the KL in the model's.
+      weight: weight of the critic's loss in the model's loss.
+      kl_weight: weight of the KL in the model's loss.
       hidden: widths of the critic's hidden layers.
 
     Returns:
-      An objective that trains the critic, and whose metrics are "critic_loss" (2 log 2 = 1.386
-      where it can tell nothing), "log_ratio", the mean of c over q(z), which estimates
-      KL(q(z) || p(z)) where the critic is at its best, and those of `elbo`. As for `mmd`, the prior
-      is sampled.
+      An objective that also trains the critic. Its metrics are "critic_loss", L, which is
+      2 log 2 = 1.386 if the optimal critic cannot tell q(z) from p(z); "log_ratio", the mean of c
+      over q(z), which estimates KL(q(z) || p(z)) if the critic is optimal; and those of `elbo`. As
+      in `mmd`, the loss samples the prior.
 
     Raises:
       ValueError: if a weight is negative, or a width not positive.
@@ -411,9 +413,9 @@ def _reparameterised(
     sample_shape: tuple[int, ...],
     context: Array | None,
 ) -> tuple[Array, Callable[[Params, Array], Elbo]]:
-    """Draws z ~ q(z|x), and the bound's terms as a function of parameters and z.
+    """Draws z ~ q(z|x), and the ELBO's terms as a function of parameters and z.
 
-    The posterior that they score with is held fixed.
+    In log q(z|x) the posterior's parameters are constants: its gradient goes through z only.
     """
     encoding = model.encoding(params, x, context)
     z, _ = model.posterior_sample_and_log_prob(params, key, encoding, sample_shape)
@@ -432,7 +434,7 @@ def _reparameterised(
 def _terms_and_draws(
     model: LED, params: Params, key: Array, x: Array, context: Array | None
 ) -> tuple[Elbo, Array, Array]:
-    """Means of the bound's terms, their z ~ q(z), and draws of p(z), one a row."""
+    """Batch means of the ELBO's terms, the z ~ q(z|x) of each row, and a draw of p(z) for each."""
     posterior_key, prior_key = jax.random.split(key)
     encoding = model.encoding(params, x, context)
     z, log_posterior = model.posterior_sample_and_log_prob(params, posterior_key, encoding)
@@ -452,9 +454,9 @@ def _rows(z: Array) -> Array:
 
 
 def _kernel(a: Array, b: Array, bandwidth: float) -> Array:
-    """`mmd`'s kernel for all pairs of rows `[n, D]`, `[n, n]`."""
+    """The kernel of `mmd` for all pairs of rows of a and b `[n, D]`: `[n, n]`."""
     a, b = widened(a), widened(b)
-    # Of products in fewer bits no distance would be 0.
+    # With products in fewer bits, the distance of a row to itself would not be 0.
     products = jnp.matmul(a, b.T, precision="highest")
     squares = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * products
     return jnp.exp(-squares / (2 * bandwidth**2 * a.shape[1]))

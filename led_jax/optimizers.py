@@ -32,11 +32,11 @@ def scheduled(
     """An optimizer under a linear warm-up and a cosine decay to zero.
 
     Args:
-      make: the optimizer of a learning rate, which may be a schedule: `adamw`, say, or
+      make: makes an optimizer from a learning rate schedule, such as `adamw` or
         `partial(adamw, weight_decay=0.1)`.
-      learning_rate: the peak.
-      num_steps: steps until the rate is zero.
-      warmup_steps: steps until the rate is at its peak.
+      learning_rate: the peak of the learning rate.
+      num_steps: number of steps until the rate is zero.
+      warmup_steps: number of steps until the rate is at its peak.
       clip_norm: largest global norm of the gradient; None does not clip.
 
     Raises:
@@ -63,7 +63,7 @@ class AveragedState(NamedTuple):
     Attributes:
       inner: the optimizer's own state.
       count: number of updates, an int32 scalar.
-      average: of the parameters; those of half precision in float32, where small steps count.
+      average: the averaged parameters; for half precision in float32, which resolves small steps.
     """
 
     inner: optax.OptState
@@ -73,11 +73,12 @@ class AveragedState(NamedTuple):
 
 @checked
 def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
-    """An optimizer that keeps an average over time of the parameters beside them.
+    """An optimizer whose state also keeps an average of the parameters over the updates.
 
-    After t updates the average is that of the parameters after each of them, with weights
-    proportional to decay^(t - s) for the s-th: a moving average without the start's share. Polyak
-    and Juditsky (1992). The updates are the optimizer's own; `average_of` reads the average.
+    After t updates it is the weighted average of the parameters after updates s = 1, ..., t, with
+    weights proportional to decay^(t - s): an exponential moving average in which the initial
+    parameters have no weight. Polyak and Juditsky (1992). The updates are the optimizer's own;
+    `average_of` reads the average.
 
     >>> optimizer = averaged(optax.sgd(1.0), decay=0.5)
     >>> state = optimizer.init(jnp.zeros(()))
@@ -87,8 +88,8 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
     5.0
 
     Args:
-      optimizer: what makes the updates.
-      decay: how fast the weights fall, say 0.999; 0 gives the parameters themselves.
+      optimizer: the optimizer that makes the updates.
+      decay: ratio of successive weights, such as 0.999; 0 gives the parameters themselves.
 
     Raises:
       ValueError: if decay is not in [0, 1).
@@ -123,7 +124,7 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
 def average_of(opt_state: optax.OptState, params: Params) -> Params:
     """The average that `averaged` keeps in an optimizer's state, in the dtypes of `params`.
 
-    Where no optimizer keeps one, `params` themselves.
+    Returns `params` themselves if the state has no average.
     """
     states = jax.tree.leaves(opt_state, is_leaf=lambda state: isinstance(state, AveragedState))
     for state in states:

@@ -1,6 +1,6 @@
-"""What the posterior of a LED may be: a `Flow`, or a `Family` that draws more than z.
+"""Posteriors of a LED: a `Flow`, or a `Family`, which may draw auxiliary variables besides z.
 
-The base of q(z|x) is the encoder's output; a flow g makes z = g(z') of it.
+The base of q(z|x) is the encoder's output, a normal density of z'; a flow g gives z = g(z').
 """
 
 import math
@@ -21,16 +21,17 @@ Params = Any
 
 
 class Family(NamedTuple):
-    """A family of densities q(z|x), of which the encoder's output for x is one's description.
+    """A family of densities q(z|x), whose member for x is determined by the encoder's output.
 
     Attributes:
       init: `(key, encoding) -> params`.
       sample_and_log_prob: `(params, key, encoding, sample_shape=()) -> (z, log q)`, of shapes
         `[*sample_shape, ..., *latent_shape]` and `[*sample_shape, ...]`. The second is log q(z|x),
-        or a number whose e^-(.) has the mean 1 / q(z|x) given z: what bounds and importance weights
-        need.
+        or a random l with E[e^-l | z] = 1 / q(z|x), which suffices for bounds and importance
+        weights.
       log_prob: `(params, z, encoding) -> [...]`, log q(z|x) in nats; batch axes of both broadcast.
-      mixture: `(params, encoding) -> (z -> [...])`, log 1/K sum_k q(z|x_k) for K rows' encoding.
+      mixture: `(params, encoding) -> (z -> [...])`, log 1/K sum_k q(z|x_k) for an encoding of K
+        rows.
     """
 
     init: Callable[..., Params]
@@ -43,11 +44,11 @@ class Family(NamedTuple):
 
 @constructor
 def of_flow(flow: Flow) -> Family:
-    """The family of a flow: z = g(z') for z' from the encoder's normal.
+    """The family of a flow: z = g(z') for z' from the encoder's normal density.
 
-    log q(z|x) = log q(z'|x) - log|dg/dz'|, Huang et al. (2017), section 4. A sample is scored on
-    its way out; elsewhere the flow is inverted, once for each z if it reads no context, and for
-    each pair of z and x if it does.
+    log q(z|x) = log q(z'|x) - log|dg/dz'|, Huang et al. (2017), section 4. Sampling does not invert
+    the flow. `log_prob` and `mixture` do, once for each z if the encoder gives no context, and once
+    for each pair of z and x if it does.
 
     >>> from led_jax import flows
     >>> of_flow(flows.lu((3,)))
@@ -74,7 +75,7 @@ def of_flow(flow: Flow) -> Family:
         base, log_det = flow.inverse(params, z, context)
         base, mean, log_std = map(widened, (base, mean, log_std))
         log_base = normal_log_prob((base - mean) * jnp.exp(-log_std)) - log_std
-        # Of a flow without a context, log_det has the batch axes of z alone.
+        # Without a context, log_det has only the batch axes of z.
         event_axes = tuple(range(log_det.ndim - base.ndim, 0))
         return (log_base.sum(event_axes) + widened(log_det)).astype(z.dtype)
 
@@ -102,13 +103,13 @@ def of_flow(flow: Flow) -> Family:
 def auxiliary(
     event_shape: tuple[int, ...], num_auxiliary: int, flow: Flow, reverse: Density
 ) -> Family:
-    """A hierarchical posterior: q(z|x) is what q(z, a|x) leaves of z, for auxiliary variables a.
+    """A hierarchical posterior: q(z|x) is the marginal of q(z, a|x), with auxiliary variables a.
 
-    Noise a' ~ N(0, I) stands beside z', and one flow makes (z, a) of both, with the encoder's
-    context. With a learned r(a|x, z), log q(z, a|x) - log r(a|x, z) takes the place of log q(z|x):
-    1 / q has the right mean, so that the ELBO stays a bound, looser by E KL(q(a|x, z) || r), and
-    importance weights stay unbiased. Ranganath, Tran and Blei (2016), eq. 5,
-    https://arxiv.org/abs/1511.02386; Maaloe et al. (2016), https://arxiv.org/abs/1602.05473.
+    One flow maps z' and noise a' ~ N(0, I) to (z, a), with the encoder's context. With a learned
+    density r(a|x, z), log q(z, a|x) - log r(a|x, z) takes the place of log q(z|x). Given z, the
+    mean of r / q(z, a|x) is 1 / q(z|x): so the ELBO remains a lower bound, looser by
+    E KL(q(a|x, z) || r), and importance weights remain unbiased. Ranganath, Tran and Blei (2016),
+    eq. 5, https://arxiv.org/abs/1511.02386; Maaloe et al. (2016), https://arxiv.org/abs/1602.05473.
 
     >>> from led_jax import densities, flows
     >>> reverse = flows.invert(flows.iaf((2,), 1, hidden=(8,), context_dim=3 + 5))
@@ -123,18 +124,18 @@ def auxiliary(
     Args:
       event_shape: the shape of z, of D entries.
       num_auxiliary: number A of entries of a.
-      flow: on vectors of D + A entries, z' first, which may read the encoder's context.
-      reverse: r, a density of vectors of A entries whose context has z, D entries, and then the
-        encoder's context. Its `log_prob` should be its cheap direction.
+      flow: a flow on vectors of D + A entries, z' first, which may read the encoder's context.
+      reverse: r, a density of vectors of A entries, whose context is the D entries of z followed by
+        the encoder's context. Its `log_prob` should be its cheap direction.
 
     Returns:
-      A family whose parameters are `{"flow": ..., "reverse": ...}`. At a given z it has no density
-      in closed form: `log_prob` and `mixture`, which `stl`, `dreg`, a VampPrior and
-      `marginal_matching` need, raise an error.
+      A family whose parameters are `{"flow": ..., "reverse": ...}`. Its density at a given z has no
+      closed form: `log_prob` and `mixture`, which `stl`, `dreg`, a VampPrior and
+      `marginal_matching` need, raise a ValueError.
 
     Raises:
       ValueError: if num_auxiliary is not positive; from its functions, if the encoder has no
-        context, by which r would know x.
+        context, through which r depends on x.
     """
     if num_auxiliary < 1:
         raise ValueError(f"auxiliary: num_auxiliary must be positive, got {num_auxiliary}")

@@ -1,6 +1,6 @@
-"""What the prior of a LED may be: a `Density`, or a `Prior` that reads the model's own posterior.
+"""Priors of a LED: a `Density`, or a `Prior` that reads the model's own posterior.
 
-A prior may read the posterior q(z|x), and nothing reads the prior: one direction, no cycles.
+A prior may read the posterior q(z|x), but the posterior never reads the prior: there are no cycles.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Posterior(NamedTuple):
       encode: `(x, context=None) -> Encoding`, the encoder's output for x `[..., *x_shape]`.
       log_prob: `(z, encoding) -> [...]`, log q(z|x) in nats; batch axes of both broadcast.
       sample_and_log_prob: `(key, encoding, sample_shape=()) -> (z, log q(z|x))`.
-      mixture: `encoding -> (z -> [...])`, log 1/K sum_k q(z|x_k) for the encoding of K rows.
+      mixture: `encoding -> (z -> [...])`, log 1/K sum_k q(z|x_k) for an encoding of K rows.
     """
 
     encode: Callable[..., Encoding]
@@ -51,7 +51,7 @@ class BoundSampleFn(Protocol):
 
 
 class Bound(NamedTuple):
-    """A prior at given parameters: what depends on these alone has been computed once.
+    """A prior at given parameters: whatever depends only on the parameters is computed once.
 
     Attributes:
       log_prob: `(z, context=None) -> [...]`, log p(z) in nats.
@@ -63,7 +63,7 @@ class Bound(NamedTuple):
 
 
 class Prior(NamedTuple):
-    """A prior p(z) that may be made of the model's own posterior, as a VampPrior is.
+    """A prior p(z) that may depend on the model's own posterior, as a VampPrior does.
 
     Attributes:
       init: `(key, x, posterior, context=None) -> params`, for rows x `[n, *x_shape]` of the data.
@@ -78,7 +78,7 @@ class Prior(NamedTuple):
 
 @constructor
 def lift(density: Density) -> Prior:
-    """The prior that is a density and reads nothing; its `init` sees draws from the posterior.
+    """A density as a prior: it does not read the posterior, but `init` sees draws from it.
 
     >>> from led_jax import densities
     >>> lift(densities.standard_normal((2,)))
@@ -109,15 +109,15 @@ def vamp(num_components: int) -> Prior:
     """The VampPrior: p(z) = 1/K sum_k q(z|u_k) for K learned pseudo-inputs u_k.
 
     Tomczak and Welling (2017), eq. 9, https://arxiv.org/abs/1705.07120. The parameters are the
-    pseudo-inputs `[K, *x_shape]`, which start as distinct rows of the data and are not kept within
-    its range. Gradients reach them, the encoder and the posterior's flow.
+    pseudo-inputs `[K, *x_shape]`, which start as K different rows of the data and are not
+    constrained to the range of the data. They, the encoder and the posterior's flow get gradients.
 
     >>> vamp(500)
     vamp(500)
 
     Args:
       num_components: number K of pseudo-inputs, which are encoded once a step. The posterior's flow
-        is inverted for each z, or for each z and pseudo-input if it reads a context.
+        is inverted for each z, or for each z and pseudo-input if the encoder gives it a context.
 
     Raises:
       ValueError: if num_components is not positive; from `init`, if the data have fewer rows, or if
@@ -130,18 +130,18 @@ def vamp(num_components: int) -> Prior:
 def data_subset(num_components: int) -> Prior:
     """p(z) = 1/K sum_k q(z|x_k) for a fixed random subset x_1, ..., x_K of the data's rows.
 
-    The mixture of posteriors that Tomczak and Welling (2017), section 2, name as the unlearned
-    VampPrior. The parameters are the rows `[K, *x_shape]`, which get no gradient; encoder and
-    posterior flow get theirs.
+    The VampPrior without learned pseudo-inputs, Tomczak and Welling (2017), section 2. The
+    parameters are the rows `[K, *x_shape]`, which get no gradient; the encoder and the posterior's
+    flow do.
 
     >>> data_subset(500)
     data_subset(500)
 
     Args:
-      num_components: number K of rows, as for `vamp`.
+      num_components: number K of rows, with the costs as in `vamp`.
 
     Raises:
-      ValueError: as from `vamp`.
+      ValueError: as in `vamp`.
     """
     return _mixture_of_posteriors("data_subset", num_components, jax.lax.stop_gradient)
 

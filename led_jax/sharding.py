@@ -1,8 +1,8 @@
-"""Meshes, and how arrays lie on their devices, in one process or in several.
+"""Meshes, and the placement of arrays on their devices, in one process or in several.
 
-Programs are written for whole batches. `jit` spreads them over the devices that their arrays lie
-on: the rows of a batch over the mesh, all else replicated. Nothing here has a case for processes,
-but `broadcast`.
+Programs are written for whole batches. `jit` distributes them by the placement of their arrays: the
+rows of a batch are split over the mesh, everything else is replicated. Only `broadcast` treats a
+single process differently from several.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ def make_mesh(num_devices: int = 0) -> Mesh:
     """A mesh with one axis, `AXIS`, in the order of the processes.
 
     Args:
-      num_devices: devices of each process; 0 takes all it has.
+      num_devices: number of devices of each process; 0 takes all of them.
 
     Raises:
-      ValueError: if a process has fewer.
+      ValueError: if this process has fewer devices.
     """
     available = jax.local_device_count()
     if not 0 <= num_devices <= available:
@@ -50,7 +50,7 @@ def make_mesh(num_devices: int = 0) -> Mesh:
 
 
 class Placement(NamedTuple):
-    """How arrays lie on the devices of a mesh.
+    """The placement of arrays on the devices of a mesh.
 
     Attributes:
       mesh: from `make_mesh`.
@@ -60,7 +60,7 @@ class Placement(NamedTuple):
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of an array that every device holds whole."""
+        """The sharding of an array of which every device holds a full copy."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def rows(self, axis: int = 0) -> NamedSharding:
@@ -68,7 +68,7 @@ class Placement(NamedTuple):
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """The tree's arrays, the same in every process, on every device."""
+        """Puts the arrays of a tree, which must be the same in every process, on every device."""
 
         def put(x: Any) -> Array:
             if is_key(x):
@@ -81,11 +81,11 @@ class Placement(NamedTuple):
         return jax.tree.map(put, tree)
 
     def split(self, shape: tuple[int, ...], read: Callable[[Any], Any], axis: int = 0) -> Array:
-        """An array whose given axis is split over the devices, each part read where it is needed.
+        """An array whose given axis is split over the devices; each process reads only its parts.
 
         Args:
           shape: shape of the whole array.
-          read: from a part's slices, one for each axis, to the part.
+          read: maps the slices of a part, one for each axis, to the part.
           axis: the axis that is split.
         """
         return jax.make_array_from_callback(shape, self.rows(axis), read)
@@ -97,7 +97,7 @@ def one_device() -> Placement:
 
 
 def broadcast(tree: Any) -> Any:
-    """The first process's tree, in every process; the others pass one of the same structure."""
+    """The tree of the first process, in every process; the others pass a tree like it."""
     if jax.process_count() == 1:
         return tree
     leaves, treedef = jax.tree.flatten(tree)

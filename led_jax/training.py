@@ -1,6 +1,6 @@
-"""Training: a state, one step, one epoch as one compiled program, and a fit with selection.
+"""Training: a state, one step, one epoch as one compiled program, and the selection of the best.
 
-Everything is written for whole batches. `epochs` is the one loop; `fit` is a `for` over it.
+Everything is written for whole batches. `epochs` is the only training loop; `fit` iterates over it.
 """
 
 import time
@@ -26,16 +26,16 @@ Params = Any
 Average = Callable[[Any], Any]
 
 INIT_ROWS = 1000
-"""Rows of the training split, at most, that a model and an objective see when they are made."""
+"""Largest number of training rows that the `init` of a model and an objective are given."""
 
 _ADVICE = "Train again with a lower learning rate, or with the gradient's norm clipped"
 
 _BLOCK_STEPS = 100
-"""Steps whose rows are gathered and sent to the devices together, where data stay on the host."""
+"""Number of steps whose rows are sent to the devices together, if data stay on the host."""
 
 
 class Model(Protocol):
-    """What can be trained: a `LED`, a `Density`, or anything else that an objective takes."""
+    """A model that can be trained: a `LED`, a `Density`, or any other that an objective takes."""
 
     @property
     def init(self) -> Callable[..., Params]:
@@ -44,24 +44,24 @@ class Model(Protocol):
 
 
 class ScoreFn(Protocol):
-    """What is measured on the validation split."""
+    """Scores the validation split."""
 
     def __call__(self, model: Any, params: Params, key: Array, x: Array, /) -> dict[str, Array]:
-        """Numbers `[n]` for the rows x `[n, *x_shape]`; their means are reported.
+        """Returns scores by name, `[n]` for the rows x `[n, *x_shape]`; their means are reported.
 
-        With data that have contexts it is called with these `[n, C]` as a fifth argument.
+        If the data have contexts, these, `[n, C]`, are passed as a fifth argument.
         """
         ...
 
 
 class TrainState(NamedTuple):
-    """All that the next epoch depends on.
+    """Everything that the next epoch depends on.
 
     Attributes:
       params: the model's parameters.
-      own: the objective's parameters, `()` for most.
+      own: the objective's parameters, `()` for most objectives.
       opt_state: the optimizer's state.
-      key: the run's key; every epoch and step folds its number into it, nothing replaces it.
+      key: the run's key. It stays the same; epochs and steps derive theirs with `fold_in`.
       epoch: number of finished epochs, an int32 scalar.
     """
 
@@ -75,26 +75,26 @@ class TrainState(NamedTuple):
     def eval_params(self) -> Params:
         """The model's parameters to validate, to evaluate and to keep.
 
-        Those averaged over time, where the optimizer is `optimizers.averaged`; else `params`.
+        The averaged parameters if the optimizer is `optimizers.averaged`; else `params`.
         """
         return optimizers.average_of(self.opt_state, (self.params, self.own))[0]
 
 
 class Progress(NamedTuple):
-    """What training has come to after an epoch, and all that it needs to go on.
+    """The results of training after an epoch, and everything that is needed to continue.
 
     Attributes:
       state: the state after the epoch.
-      best: the state with the best validation score so far; the last one without validation.
+      best: the state with the best validation score so far; without validation, the last state.
       history: a record for each validated epoch: "epoch", the means of the objective's metrics as
-        "train_NAME" and of the validation's as "valid_NAME".
-      best_score: the best validation score, -inf before the first.
-      skipped: updates that were skipped because they were not finite, over all epochs.
-      train: means of the objective's metrics over the epoch's steps, without those that were
-        skipped; empty if all were.
-      seconds: wall time of the epoch's steps, without compilation; with data on the host the first
-        epoch's has it, as programs are then compiled when their first block comes.
-      compile_seconds: time to make the epoch's program, 0 where it was at hand.
+        "train_NAME", and the means of the validation's scores as "valid_NAME".
+      best_score: the best validation score, -inf before the first validation.
+      skipped: number of updates that were skipped because they were not finite, over all epochs.
+      train: means of the objective's metrics over the epoch's steps, except skipped ones; empty if
+        all were skipped.
+      seconds: wall time of the epoch's steps, without compilation. Exception: with data on the
+        host, the first epoch includes it, because programs are compiled at their first block.
+      compile_seconds: time to compile the epoch's program, 0 if an earlier epoch did.
     """
 
     state: TrainState
@@ -113,28 +113,29 @@ class Progress(NamedTuple):
 
     @property
     def params(self) -> Params:
-        """The model's parameters in the best state, averaged where the optimizer does that."""
+        """The model's parameters in the best state, averaged ones if the optimizer averages."""
         return self.best.eval_params
 
 
 def to_record(progress: Progress) -> tuple[dict[str, TrainState], dict[str, Any]]:
-    """What `checkpoints` writes of a progress: the states "last" and "best", and the rest as JSON.
+    """Splits a progress for `checkpoints`: states "last" and "best", and the rest as JSON values.
 
-    The way back is `checkpoints.restore` with `state_shape` under both names, and `from_record`.
+    To read it again, call `checkpoints.restore` with `state_shape` under both names, and then
+    `from_record`.
     """
     record = progress._asdict()
     return {"last": record.pop("state"), "best": record.pop("best")}, record
 
 
 def from_record(trees: Mapping[str, TrainState], record: Mapping[str, Any]) -> Progress:
-    """The progress of `to_record`; what else the record holds is left alone."""
+    """The inverse of `to_record`; ignores other entries of the record."""
     rest = {name: record[name] for name in Progress._fields if name not in ("state", "best")}
     rest["history"] = tuple(rest["history"])
     return Progress(trees["last"], trees["best"], **rest)
 
 
 class Steps(NamedTuple):
-    """What the steps of an epoch, or of a part of one, came to.
+    """The results of the steps of an epoch, or of a part of one.
 
     Attributes:
       metrics: the objective's metrics `[num_steps]`, batch means.
@@ -161,7 +162,7 @@ def adam(
 def bound_terms(
     model: Any, params: Params, key: Array, x: Array, context: Array | None = None
 ) -> dict[str, Array]:
-    """The ELBO and its three terms for each row, in nats, with one draw of z for each."""
+    """The ELBO and its three terms, each `[n]` in nats, with one draw of z for each row."""
     terms = model.elbo(params, key, x, context=context)
     return {"elbo": terms.bound, **terms._asdict()}
 
@@ -182,10 +183,10 @@ def init_state(
       model: the model.
       optimizer: the optimizer.
       key: the run's key.
-      x: prepared rows of the data `[n, *x_shape]`.
-      objective: what is to be minimised; None takes `objectives.elbo()`.
+      x: rows of the data `[n, *x_shape]`, after `Dataset.prepare`.
+      objective: what is minimised; None takes `objectives.elbo()`.
       context: `[n, C]`, what the model is conditional on; None if it is not.
-      given: parameters of some parts of the model, where it takes them as `LED.init` does.
+      given: parameters of some parts of the model, if its `init` takes them as `LED.init` does.
     """
     if isinstance(model, LED):
         model.check_data(x)
@@ -205,7 +206,7 @@ def state_shape(
     Args:
       model: the model.
       optimizer: the optimizer.
-      x: prepared rows of the data, or their shape and dtype.
+      x: rows of the data after `Dataset.prepare`, or their shape and dtype.
       objective: as in `init_state`.
       context: as in `init_state`, or its shape and dtype.
     """
@@ -217,7 +218,7 @@ def state_shape(
 def _compiled_init(
     model: Model, optimizer: optax.GradientTransformation, objective: Objective
 ) -> Any:
-    """`_init_state`, compiled quickly rather than well: it runs once or a few times."""
+    """`_init_state`, compiled at the lowest optimisation level: it runs once or a few times."""
     init = partial(_init_state, model, optimizer, objective)
     return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -240,7 +241,7 @@ def _init_state(
 
 
 def _given(context: Any) -> tuple[Any, ...]:
-    """An argument for functions that need not name a context which is never given."""
+    """The context as a tuple of arguments, empty for None: functions may lack the argument."""
     return () if context is None else (context,)
 
 
@@ -268,7 +269,7 @@ def train_step(
       key: PRNG key of the step.
       x: the batch `[n, *x_shape]`.
       step: number of steps taken so far.
-      average: what is done to the gradient and the metrics, where a batch is in parts.
+      average: applied to the gradient and the metrics, if each device computes a part of the batch.
       context: `[n, C]`, what the model is conditional on; None if it is not.
 
     Returns:
@@ -292,27 +293,27 @@ def is_finite(tree: Any) -> Array:
 
 
 def epoch_rows(state: TrainState, num_rows: int, batch_size: int) -> Array:
-    """The rows of an epoch's batches, `[num_steps, batch_size]`: a random order of all rows.
+    """The row numbers of an epoch's batches, `[num_steps, batch_size]`, in random order.
 
-    The last `num_rows % batch_size` of them sit out, other ones in every epoch.
+    The last `num_rows % batch_size` rows of the order are left out: different ones in every epoch.
     """
     rows = jax.random.permutation(_epoch_keys(state)[0], num_rows)
     return rows[: num_rows - num_rows % batch_size].reshape(-1, batch_size)
 
 
 class _Epoch(NamedTuple):
-    """The epoch's equations; how their arrays lie on devices is up to the caller.
+    """The computation of an epoch; the caller chooses the placement of arrays on devices.
 
     Attributes:
       model: the model.
       optimizer: the optimizer.
       objective: what is minimised.
-      prepare: makes a batch of rows, `Dataset.prepare`.
+      prepare: `Dataset.prepare`, which turns rows into a batch.
       batch_size: rows a step.
       num_steps: steps an epoch.
-      skip_nonfinite: leave the state as it was in steps that would give it, or the metrics, a NaN
-        or an infinity. Without, such a step spoils all later ones, which `is_finite` tells at the
-        end of the epoch; checking every step takes time.
+      skip_nonfinite: whether to keep the old state in steps whose new state or metrics would have
+        a NaN or an infinity. If False, such a step makes all later ones non-finite, which
+        `is_finite` detects at the end of the epoch; checking every step takes time.
     """
 
     model: Model
@@ -332,14 +333,14 @@ class _Epoch(NamedTuple):
         of_part: Callable[[Array], Array] = lambda key: key,
         average: Average = lambda tree: tree,
     ) -> tuple[TrainState, Steps]:
-        """Steps through some of an epoch's batches.
+        """Trains on k successive batches of an epoch.
 
         Args:
           state: the state before them.
-          batches: `[k, ...]`, one entry a step.
-          read: from an entry to what `Dataset.rows` says of its batch.
-          first: number of the first step within the epoch.
-          of_part: what is done to a step's key, where a batch is in parts.
+          batches: `[k, ...]`, one entry for each step.
+          read: maps an entry to the rows of its batch, and their contexts, as `Dataset.rows`.
+          first: number of the first of these steps within the epoch.
+          of_part: applied to a step's key, if each device computes a part of the batch.
           average: as in `train_step`.
         """
         step_key = _epoch_keys(state)[1]
@@ -376,30 +377,30 @@ class _Epoch(NamedTuple):
 
 
 def _epoch_keys(state: TrainState) -> Array:
-    """Keys of an epoch's order and of its steps."""
+    """Two keys of an epoch: that of the order of its rows, and that of its steps."""
     return jax.random.split(jax.random.fold_in(state.key, state.epoch))
 
 
 Rows = tuple[np.ndarray, ...]
-"""What `Dataset.rows` gives: a split's rows, and their contexts where there are some."""
+"""The result of `Dataset.rows`: a split's rows, and their contexts if it has some."""
 
 RunEpoch = Callable[[TrainState], tuple[TrainState, Steps]]
 
 
 def _on_devices(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState) -> RunEpoch:
-    """An epoch whose training rows lie whole on every device: one program."""
+    """An epoch as one program; every device holds all training rows."""
     data = placement.replicate(rows)
     run = once_for_equal(_program, epoch, placement)
-    # Compiles nothing where an equal epoch ran on rows of the same shape before.
+    # Compiles nothing if an equal epoch has run on rows of the same shape before.
     compiled = run.lower(state, data).compile()
     return lambda state: compiled(state, data)
 
 
 def once_for_equal(build: Any, *args: Any) -> Any:
-    """What an `lru_cache` made for equal arguments, whose compiled programs serve again."""
+    """Calls `build`, an `lru_cache`: equal arguments get the same compiled programs again."""
     try:
         return build(*args)
-    except TypeError:  # A part of the model or the objective has no hash.
+    except TypeError:  # A part of the model or the objective is not hashable.
         return build.__wrapped__(*args)
 
 
@@ -415,9 +416,9 @@ def _program(epoch: _Epoch, placement: Placement) -> Any:
 
 
 def _from_host(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState) -> RunEpoch:
-    """An epoch whose training rows stay on the host, read in blocks ahead of their steps.
+    """An epoch whose training rows stay on the host, and are read in blocks ahead of their steps.
 
-    Every process reads the rows of its own devices.
+    Every process reads only the rows of its own devices.
     """
 
     @partial(jax.jit, out_shardings=placement.replicated)
@@ -448,10 +449,10 @@ def _from_host(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainStat
 
 
 def _by_pmap(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState) -> RunEpoch:
-    """`_on_devices` by `jax.pmap`: each device takes its part of every batch.
+    """`_on_devices` by `jax.pmap`: each device computes a part of every batch.
 
-    Gradients and metrics are averaged, so that the objective must be a mean over rows. Each device
-    folds its index into the steps' keys: other random numbers than one device's.
+    Gradients and metrics are averaged over devices, so the objective must be a mean over rows. Each
+    device folds its index into the steps' keys: random numbers differ from those of one device.
     """
     data, size = placement.replicate(rows), placement.mesh.size
 
@@ -487,12 +488,14 @@ def begin(
     objective: Objective | None = None,
     given: Mapping[str, Params] | None = None,
 ) -> Progress:
-    """What `epochs` begins with; as its `resume`, with parts of the model given.
+    """The `Progress` before the first epoch, with which `epochs` begins.
+
+    As the `resume` of `epochs` it starts training from given parts of the model.
 
     Args:
       model: what to train.
       optimizer: any optax transformation.
-      dataset: its first `INIT_ROWS` training rows are what parts may start from.
+      dataset: its first `INIT_ROWS` training rows, prepared, are passed to `init`.
       key: PRNG key of the run, as in `epochs`.
       objective: what is minimised; None takes `objectives.elbo()`.
       given: as in `init_state`.
@@ -525,10 +528,10 @@ def epochs(
     max_skipped: int = 10,
     resume: Progress | None = None,
 ) -> Iterator[Progress]:
-    """Trains, and yields what it has come to after every epoch.
+    """Trains, and yields a `Progress` after every epoch.
 
-    An epoch that ends in numbers that are not finite is gone through once more, with every step
-    checked and those that are not finite skipped.
+    If an epoch ends with a state or metrics that are not finite, it is run once more from its
+    start, with every step checked and non-finite updates skipped.
 
     Args:
       model: what to train.
@@ -537,28 +540,31 @@ def epochs(
         touched.
       key: PRNG key of the run: the same key gives the same parameters.
       objective: what is minimised; None takes `objectives.elbo()`.
-      batch_size: rows a step, on all devices together; those left over sit out, other ones in
-        every epoch.
-      score: what is measured on the validation split.
-      select: name of the number in `score` whose mean selects the best state, larger is better, or
-        a function of all these means by name.
-      valid_every: epochs between validations; the last of `num_epochs` is always validated.
+      batch_size: rows a step, on all devices together. Rows that do not fill a batch are left out,
+        different ones in every epoch.
+      score: the scores of the rows of the validation split.
+      select: name of the score whose mean selects the best state, or a function of the means of all
+        scores by name; larger is better.
+      valid_every: epochs between validations; epoch `num_epochs` is always validated.
       num_epochs: the epoch to stop after; None never stops.
-      patience: epochs without a better validation score after which it stops; None never does.
+      patience: epochs without a better validation score after which training stops; None never
+        stops.
       placement: the devices to train on; None takes one.
-      on_host: leave the training rows in the host's memory and read them ahead of each step;
-        otherwise every device holds all of them.
-      method: how several devices share a batch: "jit" spreads the rows of one program, whose
-        random numbers are those of one device; "pmap" runs a program for each.
-      max_skipped: updates that may be skipped because they are not finite.
-      resume: what an earlier call yielded, to go on from there as if it had not stopped.
+      on_host: whether to keep the training rows in the host's memory and read them ahead of each
+        step; otherwise every device holds all of them.
+      method: how several devices share a batch. "jit" runs one program and splits its rows over the
+        devices, with the same random numbers as on one device; "pmap" runs one program for each
+        device.
+      max_skipped: largest number of updates that may be skipped because they are not finite.
+      resume: `Progress` of an earlier call, to continue as if it had not stopped.
 
     Yields:
-      `Progress`. States are never reused, so that they may be kept.
+      `Progress`. The buffers of its states are not reused: the caller may keep them.
 
     Raises:
-      ValueError: if an argument is not as above, or too few rows are there for a batch.
-      FloatingPointError: if too many updates, or the validation's score, are not finite.
+      ValueError: if an argument is not as described, or there are fewer rows than batch_size.
+      FloatingPointError: if more than max_skipped updates are not finite, or the selected
+        validation score is not.
     """
     objective = objective or elbo()
     placement = placement or one_device()
@@ -616,7 +622,7 @@ def epochs(
 
 
 def is_finished(progress: Progress, num_epochs: int | None, patience: int | None = None) -> bool:
-    """Whether `epochs` stops after a progress: at its last epoch, or out of patience."""
+    """Whether `epochs` stops after this progress: at num_epochs, or out of patience."""
     stalled = progress.epoch - int(progress.best.epoch)
     return (num_epochs is not None and progress.epoch >= num_epochs) or (
         patience is not None and stalled >= patience
@@ -661,7 +667,7 @@ def _check_epochs(
 def _validation(
     model: Model, score: ScoreFn, dataset: Dataset, placement: Placement, batch_size: int = 1000
 ) -> Callable[[TrainState], dict[str, float]] | None:
-    """The function that measures a state on the whole validation split; None if that is empty."""
+    """The function that scores a state on the whole validation split; None if that is empty."""
     num_rows = len(dataset.valid)
     if not num_rows:
         return None
@@ -679,7 +685,7 @@ def _validation(
 def _measurement(model: Model, score: ScoreFn, size: int, placement: Placement) -> Any:
     @partial(jax.jit, out_shardings=placement.replicated)
     def measure(state: TrainState, rows: tuple[Array, ...]) -> dict[str, Array]:
-        # Another stream than the steps'.
+        # Different random numbers from those of the training steps.
         key = jax.random.fold_in(state.key, zlib.crc32(b"validation"))
         key = jax.random.fold_in(key, state.epoch)
 
@@ -754,16 +760,16 @@ def fit(
       optimizer: any optax transformation.
       dataset: what to train and to validate on.
       key: PRNG key of the run.
-      num_epochs: epochs in all, those of `resume` included.
-      callback: called with each epoch's `Progress`, say for a progress bar.
-      resume: what an earlier call returned, to go on from there.
+      num_epochs: total number of epochs, including those of `resume`.
+      callback: called with the `Progress` of each epoch, for example for a progress bar.
+      resume: `Progress` of an earlier call, to continue from.
       **options: as in `epochs`, among them objective, batch_size, patience and placement.
 
     Returns:
       The last `Progress`: `progress.params` are the best state's parameters.
 
     Raises:
-      ValueError: if there is nothing to do, or as in `epochs`.
+      ValueError: if num_epochs is not positive, or as in `epochs`.
       FloatingPointError: as in `epochs`.
     """
     progress = resume
@@ -771,5 +777,5 @@ def fit(
         model, optimizer, dataset, key, num_epochs=num_epochs, resume=resume, **options
     ):
         callback(progress)
-    assert progress is not None  # One epoch at least has been trained, here or before.
+    assert progress is not None  # At least one epoch has been trained, here or before.
     return progress

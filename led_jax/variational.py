@@ -1,6 +1,7 @@
-"""Fits a density to samples or to an unnormalised log-density: variational inference, no VAE.
+"""Fits a density to samples or to an unnormalised log-density, without a VAE.
 
-Both ways take a density, parameters to start from and a key, and train by `training.epochs`.
+`to_samples` and `to_log_density` both take a density, initial parameters and a key, and train by
+`training.fit`.
 """
 
 import math
@@ -29,19 +30,20 @@ LogDensity = Callable[[Array], Array]
 Callback = Callable[[Progress], object]
 
 _STEPS_AN_EPOCH = 100
-"""Steps between records, where there are no rows to pass over."""
+"""Number of steps that count as an epoch in `to_log_density`, which has no data."""
 
 _CHOICE_SAMPLES = 4096
-"""Fresh samples of each restart, by which the best is chosen."""
+"""Number of fresh samples of each restart by which `to_log_density` chooses the best."""
 
 
 class Fit(NamedTuple):
     """A fitted density's parameters.
 
     Attributes:
-      params: by maximum likelihood those of the best epoch on the held-out samples, else the last.
+      params: the parameters after the epoch with the lowest loss of held-out samples; without
+        held-out samples, after the last epoch.
       losses: `[num_epochs]`, the mean loss of each epoch's steps in nats.
-      valid_losses: `[num_epochs]`, the mean loss of the samples held out; empty without any.
+      valid_losses: `[num_epochs]`, the mean loss of the held-out samples; empty without any.
     """
 
     params: Params
@@ -52,14 +54,14 @@ class Fit(NamedTuple):
 class Evidence(NamedTuple):
     """An estimate of log Z, the logarithm of an unnormalised density's integral, in nats.
 
-    Everything here is computed from draws of q, and presumes that q reaches wherever p has mass: of
-    a mode that q misses, none of these numbers can know.
+    All attributes are computed from samples of q, and assume that q has mass wherever p has: none
+    of them shows a mode of p that q misses.
 
     Attributes:
       log_z: log of the mean importance weight; too low on average, by less with more samples.
-      standard_error: of `log_z`, from the spread of the weights. It means something where pareto_k
-        is below 0.7.
-      elbo: mean of the log-weights, a lower bound of log Z: the gap is KL(q || p).
+      standard_error: standard error of `log_z`, from the spread of the weights. It is reliable only
+        if pareto_k is below 0.7.
+      elbo: mean of the log-weights, a lower bound of log Z in expectation: the gap is KL(q || p).
       effective_sample_size: (sum w)^2 / sum w^2 of the weights w, from 1 to their number.
       pareto_k: shape of the weights' upper tail, see `pareto_k`.
     """
@@ -95,37 +97,38 @@ def to_samples(
     Murray, 2016, https://arxiv.org/abs/1605.06376). `densities.standardised` brings samples and
     contexts to mean 0 and variance 1 within q.
 
-    A part of the samples is held out, and the parameters that score it best are returned: a
-    flexible flow fits a few hundred rows far too closely otherwise.
+    A fraction of the samples is held out, and the parameters with the best held-out score are
+    returned: a flexible flow overfits to a few hundred rows otherwise.
 
     Args:
       density: q, whose `log_prob` should be its cheap direction.
-      params: parameters to start from; with restarts those of each along a first axis, as from
-        `jax.vmap(density.init, (0, None))`.
-      key: PRNG key of the part held out and of the batches.
+      params: initial parameters; with restarts, those of all restarts stacked along a first axis,
+        as from `jax.vmap(density.init, (0, None))`.
+      key: PRNG key of the choice of held-out samples and of the batches.
       samples: draws from p, `[n, *event_shape]`: floats, or integers, which become the default
         float.
-      num_steps: steps to train, to a whole number of passes over the samples.
-      batch_size: samples a step, at most all of them.
+      num_steps: number of steps, rounded to a whole number of passes over the samples.
+      batch_size: samples a step; reduced to the number of training samples if there are fewer.
       learning_rate: Adam's rate at the start of a cosine decay to zero.
-      valid_fraction: part of the samples to hold out; 0 holds none, and the last parameters count.
-      patience: passes without a better held-out score after which it stops; None never does.
-      num_restarts: number of fits, in one program side by side, on the same batches, each with an
-        optimizer of its own; the pass and the fit that score the held-out samples best are
-        returned. None takes params as one start.
+      valid_fraction: fraction of the samples to hold out; with 0, the last parameters are returned.
+      patience: passes without a better held-out score after which training stops; None never stops.
+      num_restarts: number of fits that run side by side in one program, on the same batches, each
+        with its own optimizer state; the parameters of the fit and the pass with the best held-out
+        score are returned. None runs one fit, whose params have no first axis of restarts.
       optimizer: any optax transformation; None takes Adam at `learning_rate`.
       callback: called with `training.Progress` after each pass.
       context: `[n, context_dim]`, one for each sample.
 
     Returns:
-      `Fit`; a loss is the batch's mean of -log q. With restarts the losses are the means over all
-      of them, those of held-out samples the best one's. A warning says so where the samples are
-      so far from zero, for their spread, that q hardly begins to score them.
+      `Fit`; a loss is the batch's mean of -log q. With restarts, `losses` are means over all of
+      them, and `valid_losses` those of the best one in each pass. Warns if the samples are far from
+      zero, relative to their spread, and the initial q gives them a very low density.
 
     Raises:
-      ValueError: if a number is not positive, samples or contexts are not finite, there are not
-        as many contexts as samples, params are not those of so many restarts, or restarts have no
-        samples held out to be chosen by.
+      ValueError: if a number is not positive, samples or contexts are not finite, there are not as
+        many contexts as samples, params do not have num_restarts entries along their first axis,
+        or there are restarts but no held-out samples to choose by.
+      FloatingPointError: as in `training.epochs`.
     """
     samples = np.asarray(as_float("samples", samples))
     if not samples.ndim:
@@ -210,37 +213,39 @@ def to_log_density(
 ) -> Fit:
     """Variational inference: minimises KL(q || p), with gradients through q's samples.
 
-    A second call compiles nothing where density, log_density (the same function), optimizer and
-    all numbers are those of a call before.
+    A second call compiles nothing if density, log_density (the same function object), optimizer and
+    all numbers are those of an earlier call.
 
     Args:
       density: q, whose `sample_and_log_prob` should be its cheap direction.
-      params: parameters to start from; with restarts those of each along a first axis, as from
-        `jax.vmap(density.init, (0, None))`.
+      params: initial parameters; with restarts, those of all restarts stacked along a first axis,
+        as from `jax.vmap(density.init, (0, None))`.
       key: PRNG key of the samples.
       log_density: log p up to a constant, from `[n, *event_shape]` to `[n]`; differentiable.
-      num_steps: steps to train, to a whole number of hundreds where there are more than that.
+      num_steps: number of steps; above 100, it is rounded to a multiple of 100.
       batch_size: samples a step.
       learning_rate: Adam's rate at the start of a cosine decay to zero.
-      annealing_steps: steps until log p counts in full; its weight rises linearly from 1/10, so
-        that q spreads over separate modes before it fits them (as Rezende and Mohamed, 2015,
-        anneal, https://arxiv.org/abs/1505.05770).
-      path_gradient: leave the score of q out of the gradient, which is then that of the samples'
-        paths and has no noise where q is p: "sticking the landing", as `objectives.stl`. The
+      annealing_steps: number of steps in which the weight of log p rises linearly from 1/10 to 1,
+        so that q spreads over separate modes before it fits them (as in Rezende and Mohamed, 2015,
+        https://arxiv.org/abs/1505.05770). 0 does not anneal.
+      path_gradient: whether to leave the score of q out of the gradient. What remains, the gradient
+        through the samples, has no noise if q = p: "sticking the landing", as `objectives.stl`. The
         density scores its own samples a second time, which inverts a flow at every step.
-      num_restarts: number of fits, in one program side by side, each with samples and optimizer of
-        its own; the one with the least KL on fresh samples is returned. None takes params as one
-        start.
+      num_restarts: number of fits that run side by side in one program, each with its own samples
+        and optimizer state; the one with the smallest KL on fresh samples is returned. None runs
+        one fit, whose params have no first axis of restarts.
       optimizer: any optax transformation; None takes Adam at `learning_rate`.
       callback: called with `training.Progress` after every hundred steps.
 
     Returns:
-      `Fit`; a loss is the batch's mean of log q - weight log p, after the annealing at least -log Z
-      on average. With restarts the losses are the means over all of them.
+      `Fit`; a loss is the batch's mean of log q - weight log p. After annealing its expectation is
+      at least -log Z. With restarts, the losses are means over all of them.
 
     Raises:
       ValueError: if a number is not positive (annealing_steps: negative, or not below num_steps),
-        log_density returns another shape, or params are not those of so many restarts.
+        log_density returns another shape, or params do not have num_restarts entries along their
+        first axis.
+      FloatingPointError: if no step of an epoch is finite, or as in `training.epochs`.
     """
     _check_positive(
         "to_log_density", num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate
@@ -252,7 +257,7 @@ def to_log_density(
         )
     _check_restarts("to_log_density", params, num_restarts)
     steps = min(num_steps, _STEPS_AN_EPOCH)
-    nothing = np.zeros((steps, 0), np.float32)  # A row without entries is a step.
+    nothing = np.zeros((steps, 0), np.float32)  # Each empty row makes one step.
     fit_key, choice_key = jax.random.split(key)
     divergence = _Divergence(log_density, batch_size, annealing_steps, path_gradient)
     try:
@@ -289,14 +294,14 @@ def evidence(
     """Estimates log Z by importance sampling from the density.
 
     Args:
-      density: q, of which samples are drawn.
+      density: q, from which samples are drawn.
       params: its parameters.
       key: PRNG key.
-      log_density: log p up to the constant that is wanted, from `[n, *event_shape]` to `[n]`.
+      log_density: unnormalised log p, whose log Z is estimated, from `[n, *event_shape]` to `[n]`.
       num_samples: number of samples.
 
     Returns:
-      `Evidence`, of Python floats. A warning says so where its Pareto k is above 0.7.
+      `Evidence`, of Python floats. Warns if the Pareto k is above 0.7.
 
     Raises:
       ValueError: if there are not at least 25 samples, or log_density returns another shape.
@@ -312,7 +317,10 @@ def log_weights(
 ) -> Array:
     """Logarithms of importance weights, log p(x) - log q(x) at samples x of q, `[num_samples]`.
 
-    The arguments are those of `evidence`; under `jit` and `vmap` it serves many keys at once.
+    The arguments are those of `evidence`. It may be called within `jit`, and `vmap` over keys.
+
+    Raises:
+      ValueError: if num_samples is not positive, or log_density returns another shape.
     """
     if num_samples < 1:
         raise ValueError(f"log_weights: num_samples must be 1 or more, got {num_samples}")
@@ -328,7 +336,7 @@ def evidence_from(log_weights: Array | np.ndarray) -> Evidence:
     (3.0, 50.0)
 
     Args:
-      log_weights: `[n]`, as of `log_weights`.
+      log_weights: `[n]`, as from the function `log_weights`.
 
     Raises:
       ValueError: if there are fewer than 25 weights, or one of them is not a number.
@@ -362,26 +370,27 @@ def resample(
     num_samples: int,
     num_proposals: int = 10_000,
 ) -> Array:
-    """Samples of p by importance resampling: samples of q, drawn again by their weights.
+    """Samples of p by importance resampling: samples of q are drawn again by their weights.
 
     Rubin (1988), sampling importance resampling. In the limit of many proposals the samples are
-    from p itself, not from q; what `evidence` says of the weights says how far that is trusted.
-    Draws are systematic (Kitagawa, 1996): each proposal comes as often as its share of the weights
-    says, rounded up or down, in random order.
+    from p itself, not from q; the Pareto k of `evidence` tells whether to trust this. Resampling is
+    systematic (Kitagawa, 1996): a proposal with the share w of all weights occurs w * num_samples
+    times, rounded up or down. The order is random.
 
     Args:
-      density: q, of which proposals are drawn.
+      density: q, from which proposals are drawn.
       params: its parameters.
       key: PRNG key.
       log_density: log p up to a constant, from `[n, *event_shape]` to `[n]`.
-      num_samples: number of samples; those above the effective sample size are mostly repeated.
+      num_samples: number of samples; if it is above the effective sample size, many are repeated.
       num_proposals: number of draws from q.
 
     Returns:
       `[num_samples, *event_shape]`.
 
     Raises:
-      ValueError: if a number is not positive, or log_density returns another shape.
+      ValueError: if a number is not positive, log_density returns another shape, or (unless traced)
+        a log-weight is NaN or +inf.
     """
     _check_positive("resample", num_samples=num_samples, num_proposals=num_proposals)
     key, draw_key, order_key = jax.random.split(key, 3)
@@ -399,15 +408,16 @@ def resample(
 def pareto_k(log_weights: Array | np.ndarray) -> float:
     """Shape k of a generalised Pareto distribution fitted to the largest importance weights.
 
-    Weights have finite moments up to the order 1 / k: below 0.5 an estimate's error falls as
-    1 / sqrt(n), and above 0.7 it is not to be trusted. Vehtari et al. (2024), section 3,
-    https://arxiv.org/abs/1507.02646, by the estimator of Zhang and Stephens (2009).
+    Weights have finite moments up to the order 1 / k. For k below 0.5 the error of an estimate
+    falls as 1 / sqrt(n); above 0.7 estimates are not reliable. Vehtari et al. (2024), section 3,
+    https://arxiv.org/abs/1507.02646, with the estimator of Zhang and Stephens (2009).
 
     Args:
       log_weights: logarithms of the weights, up to a constant, `[n]`.
 
     Returns:
-      k; 0 where the largest weights are all equal.
+      k; 0 if fewer than five of the largest weights exceed the next smaller one, as when all are
+      equal.
 
     Raises:
       ValueError: if there are fewer than 25 weights, or one of them is not a number.
@@ -432,7 +442,7 @@ def pareto_k(log_weights: Array | np.ndarray) -> float:
     log_likelihood = len(excess) * (np.log(-grid / k) - k - 1)
     b = grid @ np.exp(log_likelihood - logsumexp(log_likelihood))
     k = np.log1p(-b * excess).mean()
-    # A weak prior at 0.5 steadies it.
+    # A weak prior at 0.5, worth 10 weights, reduces the variance of k.
     return float((len(excess) * k + 10 * 0.5) / (len(excess) + 10))
 
 
@@ -473,8 +483,8 @@ def _score(
 class _Divergence(NamedTuple):
     """E_q[log q - weight log p].
 
-    A tuple, which equals another one of equal fields: so `training` finds the program of an earlier
-    call again.
+    A NamedTuple, which equals another one with equal fields: so `training` reuses the program that
+    an earlier call compiled.
     """
 
     log_density: LogDensity
@@ -496,7 +506,7 @@ class _Divergence(NamedTuple):
 
 
 class _OfRestarts(NamedTuple):
-    """The sum of an objective over restarts, whose parameters lie along a first axis."""
+    """The sum of an objective over restarts, whose parameters are stacked along a first axis."""
 
     objective: Objective
     num_restarts: int
@@ -515,14 +525,14 @@ class _OfRestarts(NamedTuple):
             return self.objective.loss(model, params, own, key, rows, step, *context)[0]
 
         values = jax.vmap(loss)(params, jax.random.split(key, self.num_restarts))
-        # One that diverges stands still (see `_of_each`), and does not hold up the others.
+        # A restart that diverges stops (see `_of_each`), and does not affect the others.
         is_good = jnp.isfinite(values)
         total = jnp.where(is_good, values, 0).sum()
         return total, {"log_prob": -total / is_good.sum()}
 
 
 class _ScoreOfRestarts(NamedTuple):
-    """`_score` of each restart, by its number."""
+    """`_score` of each restart, under its number as the name."""
 
     num_restarts: int
 
@@ -549,7 +559,7 @@ def _restart(result: Fit, number: int) -> Fit:
 
 @lru_cache(maxsize=16)
 def _restart_losses(density: Density, log_density: LogDensity, num_restarts: int) -> Any:
-    """Minus the mean log-weight of each restart, on fresh samples: a function of params and key."""
+    """A function of params and key: minus the mean log-weight of each restart on fresh samples."""
 
     def loss(params: Params, key: Array) -> Array:
         return -log_weights(density, params, key, log_density, _CHOICE_SAMPLES).mean()
@@ -564,9 +574,9 @@ def _default_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTr
 
 @lru_cache(maxsize=16)
 def _of_each(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer for every entry of the parameters' first axis by itself.
+    """An optimizer with a separate state for every entry of the parameters' first axis.
 
-    An entry whose gradient is not finite stays where it is.
+    An entry whose gradient is not finite is not updated.
     """
     optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=2**30)
     return optax.GradientTransformation(jax.vmap(optimizer.init), jax.vmap(optimizer.update))
@@ -591,7 +601,7 @@ def _fit(
     patience: int | None = None,
     callback: Callback,
 ) -> tuple[Fit, int]:
-    """The fit, and the restart that scored held-out samples best in the best epoch."""
+    """The fit, and the number of the restart with the best held-out score in the best epoch."""
     if optimizer is None:
         num_steps = num_epochs * (len(dataset.train) // batch_size)
         optimizer = _default_optimizer(learning_rate, num_steps)

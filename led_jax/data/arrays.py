@@ -1,4 +1,4 @@
-"""Data sets from arrays of one's own, in memory or in an `.npz` file."""
+"""Data sets from the user's own arrays, in memory or in an `.npz` file."""
 
 import math
 import os
@@ -29,7 +29,7 @@ def from_arrays(
     prepare: Prepare = cast,
     labels: Mapping[str, ArrayLike] | None = None,
 ) -> Dataset:
-    """Makes a data set of three arrays, or of one that is split.
+    """Makes a data set of three arrays, or of one array that it splits.
 
     >>> import numpy as np
     >>> dataset = from_arrays(np.eye(20).reshape(20, 4, 5), split=(0.5, 0.25, 0.25), seed=1)
@@ -39,23 +39,24 @@ def from_arrays(
     Args:
         train: `[n, H, W]`, `[n, H, W, C]` or `[n, D]`, of bool, integer or float dtype; rows are
             flattened.
-        valid: rows of the same shape, for the selection of the best epoch; or None, and `test` too.
+        valid: rows of the same shape, for the selection of the best epoch; None if `test` is None.
         test: rows of the same shape.
-        name: what the data are called in results and checkpoints.
-        split: parts of `train` that become train, valid and test where it is given alone: positive,
-            of sum 1. None: 0.8, 0.1 and 0.1.
-        seed: of the split, and of the binary pixels of valid and test.
-        values: what the model's likelihood takes, its `values`: see `check_rows`.
-        prepare: what is done to training rows before every step. `binarize` draws binary pixels:
-            all arrays are then grey levels 0..255, and valid and test are drawn once.
-        labels: what a model is to be conditional on: labels `[n]` or covariates `[n, C]` of each
-            array given, see `make_context`.
+        name: name of the data in results and checkpoints.
+        split: if `train` is given alone, the fractions of it that become train, valid and test:
+            positive, of sum 1. None: 0.8, 0.1 and 0.1.
+        seed: seed of the split, and of the binary pixels of valid and test.
+        values: kind of values that the model's likelihood takes (`Likelihood.values`): see
+            `check_rows`.
+        prepare: function applied to training rows before every step. `binarize` draws binary
+            pixels: all arrays are then grey levels 0..255, and valid and test are drawn once.
+        labels: for a conditional model, labels `[n]` or covariates `[n, C]` of each array given,
+            see `make_context`.
 
     Returns:
         The data set, its splits as uint8 or float32 `[n, D]`.
 
     Raises:
-        ValueError: an argument, a shape, dtype or value is not as above, or a split is empty.
+        ValueError: an argument, shape, dtype or value is not as described, or a split is empty.
     """
     check_seed(seed)
     arrays = {"train": train, "valid": valid, "test": test}
@@ -110,21 +111,21 @@ def load_npz(
     """Loads a data set from an `.npz` file, without unpickling anything.
 
     Args:
-        path: the file, with arrays `train`, `valid` and `test`, or `train` alone; beside them there
-            may be labels, `train_labels` and so on.
-        split: see `from_arrays`, as all that follows.
-        seed: of the split.
-        values: what the model's likelihood takes.
-        prepare: what is done to training rows before every step.
-        condition: `labels` makes the labels what a model is to be conditional on; "" leaves them
-            unread.
+        path: the file, with arrays `train`, `valid` and `test`, or `train` alone, and perhaps
+            labels, `train_labels` and so on.
+        split: as in `from_arrays`.
+        seed: as in `from_arrays`.
+        values: as in `from_arrays`.
+        prepare: as in `from_arrays`.
+        condition: "labels" makes the labels the context of a conditional model; "" does not read
+            them.
 
     Returns:
-        The data set, under the file's name without `.npz`.
+        The data set; its name is the file's without `.npz`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not as above, or see `read_npz` and `from_arrays`.
+        ValueError: the file has other arrays, or as in `read_npz` and `from_arrays`.
     """
     names = names_of(path)
     wanted = [name for name in names if not name.endswith("_labels")]
@@ -158,19 +159,19 @@ def from_grey(
     seed: int = 0,
     labels: Mapping[str, ArrayLike] | None = None,
 ) -> Dataset:
-    """Makes a data set of grey or colour levels, which it binarizes for `unit` values alone.
+    """Makes a data set of grey or colour levels, which are binarized only for `unit` values.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         splits: uint8 levels 0..255 of `train`, `valid` and `test`, `[n, H, W]` or `[n, H, W, C]`.
-        values: what the model's likelihood takes. `unit`: pixels are drawn with P(1) = level / 255;
-            for others the levels stay what they are.
+        values: kind of values that the model's likelihood takes. For `unit`, binary pixels are
+            drawn with P(1) = level / 255; for others the levels are not changed.
         dynamic: draw training pixels afresh for every step, those of valid and test once.
-        seed: of the draw.
-        labels: as for `from_arrays`.
+        seed: seed of the draw.
+        labels: as in `from_arrays`.
 
     Raises:
-        ValueError: from `from_arrays`.
+        ValueError: as in `from_arrays`.
     """
     if values == "unit" and not dynamic:
         splits = {
@@ -191,13 +192,13 @@ def from_grey(
 
 
 def split_rows(rows: np.ndarray, ends: Sequence[int], seed: int) -> dict[str, np.ndarray]:
-    """Train, valid and test from rows in an order that is the same wherever it is drawn."""
+    """Splits rows into train, valid and test, in a random order that every platform reproduces."""
     order = np.argsort(random_words(seed, _ORDER_STREAM, len(rows)), kind="stable")
     return dict(zip(SPLITS, np.split(rows[order], ends), strict=True))
 
 
 def _ends(name: str, num_rows: int, parts: Sequence[float]) -> list[int]:
-    """Where train and valid end, of that many rows."""
+    """The row numbers at which train and valid end."""
     if (
         np.shape(parts) != (3,)
         or not min(parts) > 0

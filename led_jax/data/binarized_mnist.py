@@ -17,7 +17,7 @@ CACHE = "binarized_mnist_packed.npz"
 _NAME = "binarized_mnist"
 _SIDE = 28
 _PIXELS = _SIDE * _SIDE
-_MAX_CACHE_BYTES = 8 * 10**6  # 70,000 rows of 98 bytes, and some
+_MAX_CACHE_BYTES = 8 * 10**6  # 70,000 rows of 98 bytes, with a margin
 
 
 class _Published(NamedTuple):
@@ -56,10 +56,11 @@ _log = logging.getLogger(__name__)
 def load_binarized_mnist(data_dir: str | None = None) -> Dataset:
     """Loads the 50,000 / 10,000 / 10,000 published binary images of 28 x 28 pixels.
 
-    Tried in this order: the packed cache in `data_dir`; the three published `.amat` files in
-    `data_dir`, beside which the cache is then written; what tensorflow-datasets has prepared in
-    `data_dir` or, where that is None, has or downloads in its default directory. Files keep the
-    published order of the rows; tensorflow-datasets has the same rows in an order of its own.
+    Sources, in this order: the packed cache in `data_dir`; the three published `.amat` files in
+    `data_dir`, from which the cache is then written; the set as tensorflow-datasets has prepared it
+    in `data_dir`. If `data_dir` is None, tensorflow-datasets reads it from its default directory,
+    or downloads it there. The files keep the published order of the rows; tensorflow-datasets has
+    the same rows in another order.
 
     Args:
         data_dir: an existing directory, or None.
@@ -68,8 +69,8 @@ def load_binarized_mnist(data_dir: str | None = None) -> Dataset:
         The data set `binarized_mnist`, with rows of 784 pixels.
 
     Raises:
-        FileNotFoundError: none of the three is there, or only some of the `.amat` files.
-        ValueError: a file does not hold what was published.
+        FileNotFoundError: there is none of the three sources, or only some of the `.amat` files.
+        ValueError: a file differs from the published one.
     """
     if data_dir is None:
         return _from_tfds(None)
@@ -99,7 +100,8 @@ def _dataset(packed: dict[str, np.ndarray]) -> Dataset:
 
 def _from_tfds(data_dir: str | None) -> Dataset:
     try:
-        # In a directory that was named, a download nobody asked for could retry for minutes.
+        # Nothing is downloaded into a given directory: nobody asked for it, and it could retry for
+        # minutes.
         if data_dir is not None and not any(Path(data_dir, _NAME).glob("*/dataset_info.json")):
             raise FileNotFoundError(f"nothing prepared by tensorflow-datasets in {data_dir}")
         rows, _ = tfds.read_images(_NAME, data_dir, tfds.flat)
@@ -149,7 +151,7 @@ def _read_cache(path: Path) -> dict[str, np.ndarray]:
 
 
 def _write_cache(path: Path, packed: dict[str, np.ndarray]) -> None:
-    """Writes the cache whole or not at all; a directory that takes no files is no error."""
+    """Writes the cache atomically; if the directory is not writable, logs a warning."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:

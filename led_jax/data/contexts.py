@@ -1,4 +1,4 @@
-"""What a model may be conditional on, for each row of a data set: labels or covariates."""
+"""Contexts of conditional models, from the labels or covariates of a data set's rows."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,14 @@ def make_context(
     """Checks labels or covariates of each split, and makes contexts of them.
 
     Args:
-        name: what errors call the data.
+        name: name of the data in error messages.
         arrays: by split, labels `[n]` of integer or bool dtype, or covariates `[n, C]`.
-        num_rows: n by split.
+        num_rows: number of rows n by split.
 
     Returns:
-        By split, of labels one-hot rows `[n, C]` of uint8, where C is the number of different
-        labels in all splits and the smallest label is the first; of covariates float32 `[n, C]`.
+        Contexts by split. Labels become one-hot rows `[n, C]` of uint8, where C is the number of
+        different labels in all splits and the smallest label comes first; covariates become float32
+        `[n, C]`.
 
     Raises:
         ValueError: splits, numbers of rows, dtypes or widths do not match, or a covariate is NaN

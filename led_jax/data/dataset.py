@@ -1,4 +1,4 @@
-"""What a data set is: three splits of rows, checked once."""
+"""The type of data sets: three splits of rows, checked once."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 
 Prepare = Callable[[Array, Array], Array]
-"""`(key, rows) -> batch`: what is done to training rows before every step."""
+"""`(key, rows) -> batch`: the function applied to training rows before every step."""
 
 
 def cast(key: Array, rows: Array) -> Array:
@@ -33,13 +33,13 @@ class Dataset(NamedTuple):
     """Three splits of rows, as made by `from_arrays`.
 
     Attributes:
-        name: what the data are called in results and checkpoints.
-        image_shape: (H, W) or (H, W, C) of images, whose rows are flattened, or (D,).
-        train: `[n, D]`, uint8 or float32: what `prepare` reads.
-        valid: `[n, D]`, uint8 or float32: what the model is to score.
+        name: name of the data in results and checkpoints.
+        image_shape: (H, W) or (H, W, C) for images, which are flattened to rows; else (D,).
+        train: `[n, D]`, uint8 or float32: the input of `prepare`.
+        valid: `[n, D]`, uint8 or float32: scored by the model as they are.
         test: `[n, D]`, as `valid`.
         prepare: `(key, rows) -> batch` of floats, applied to training rows before every step.
-        context: by split, what a model of the rows is conditional on, `[n, C]`; or None.
+        context: by split, the contexts `[n, C]` of a conditional model; or None.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Dataset(NamedTuple):
     context: Mapping[str, np.ndarray] | None = None
 
     def rows(self, split: str) -> tuple[np.ndarray, ...]:
-        """A split's rows, and their contexts where there are some: `(x,)` or `(x, context)`."""
+        """A split's rows, and their contexts if it has some: `(x,)` or `(x, context)`."""
         context = () if self.context is None else (self.context[split],)
         return getattr(self, split), *context
 
@@ -69,12 +69,12 @@ def from_rows(
     """Checks three splits of binary images and makes a `Dataset` of them.
 
     Args:
-        name: what the data are called in results and checkpoints.
+        name: name of the data in results and checkpoints.
         image_shape: (H, W) in pixels.
         train: `[n, H*W]`, whole numbers 0..top of any real dtype.
         valid: `[n, H*W]`, 0/1.
         test: `[n, H*W]`, 0/1.
-        prepare: what is done to training rows before every step: `cast`, or for grey levels
+        prepare: function applied to training rows before every step: `cast`, or for grey levels
             `binarize`.
         top: the largest value that `train` may hold, at most 255.
 
@@ -82,7 +82,7 @@ def from_rows(
         The data set, its splits as uint8.
 
     Raises:
-        ValueError: a shape, dtype or value is not as above; NaN and infinity are named.
+        ValueError: a shape, dtype or value is not as described, NaN and infinity included.
     """
     if len(image_shape) != 2 or min(image_shape) < 1:
         raise ValueError(f"{name}: image_shape is {image_shape}, expected (H, W), both positive")
@@ -98,8 +98,8 @@ def from_rows(
 def fingerprint(dataset: Dataset) -> str:
     """Returns a SHA-256 hex digest of a data set's name, shapes and values.
 
-    Two data sets have the same fingerprint only if training on them is the same: the order of
-    the rows counts too, and so does the name of what prepares them.
+    Two data sets have the same fingerprint only if training on them is the same: the order of the
+    rows and the name of `prepare` are part of it.
     """
     arrays = [array for split in SPLITS for array in dataset.rows(split)]
     shapes = [dataset.image_shape, *(array.shape for array in arrays)]

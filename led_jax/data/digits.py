@@ -19,13 +19,13 @@ def load_digits(*, dynamic: bool = False, seed: int = 0, condition: str = "") ->
 
     Args:
         dynamic: keep `train` as grey levels, scaled to 0..255.
-        seed: of the binarization draw, with P(1) = level / 16.
-        condition: `labels` makes the digits what a model is to be conditional on.
+        seed: seed of the binarization draw, with P(1) = level / 16.
+        condition: "labels" makes the digits the context of a conditional model.
 
     Returns:
         The data set `digits`, with rows of 64 pixels.
     """
-    # Imported here: it takes a second that the other data sets need not pay.
+    # Imported here: it takes a second, which other data sets need not wait for.
     from sklearn import datasets
 
     levels, labels = (np.asarray(a, np.uint8) for a in datasets.load_digits(return_X_y=True))

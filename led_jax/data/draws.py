@@ -6,8 +6,8 @@ import numpy as np
 def random_words(seed: int, stream: int, size: int) -> np.ndarray:
     """Returns uint64 `[size]`, the raw output of PCG64 for this seed and stream.
 
-    Raw words are what NumPy promises never to change between versions; the methods of
-    `np.random.Generator` are not.
+    NumPy guarantees that raw words never change between versions. It does not guarantee this for
+    the methods of `np.random.Generator`.
     """
     # The stream comes first: a seed may take several 32-bit words of entropy, the stream takes one.
     return np.random.PCG64([stream, seed]).random_raw(size)
@@ -22,8 +22,8 @@ def check_seed(seed: int) -> None:
 def bernoulli(levels: np.ndarray, top: int, *, seed: int, stream: int) -> np.ndarray:
     """Draws each pixel independently with P(1) = level / top.
 
-    The draw has 16 bits: probabilities are exact for 0, for `top`, and where `top` is a power of
-    two, and elsewhere within 2**-17.
+    The draw has 16 bits: probabilities are exact for the levels 0 and `top`, and for all levels if
+    `top` is a power of two; else they are within 2**-17.
 
     Args:
         levels: unsigned integers 0..top, of any shape.

@@ -17,10 +17,10 @@ class NamedFile(NamedTuple):
     """A data set's file.
 
     Attributes:
-        file: its name in the directory.
-        shapes: of the arrays that are read, all of uint8.
-        labels: shapes of the labels, read where a model is to be conditional on them.
-        make: from these arrays, `values`, `dynamic` and `seed`, as of `from_grey`, to the data set.
+        file: the file's name.
+        shapes: shapes of the arrays that are read, all of uint8.
+        labels: shapes of the label arrays, which are read for a conditional model.
+        make: `(arrays, values, dynamic, seed) -> Dataset`; the last three are as in `from_grey`.
     """
 
     file: str
@@ -46,7 +46,7 @@ def _mnist(arrays: _Arrays, values: str, dynamic: bool, seed: int) -> Dataset:
 
 
 def _freyfaces(arrays: _Arrays, values: str, dynamic: bool, seed: int) -> Dataset:
-    # Parts as in the papers, which publish no split.
+    # The sizes of the papers' splits; the splits themselves are not published.
     ends = (1_565, 1_765)
     splits = split_rows(arrays["images"], ends, seed)
     return from_grey("freyfaces", splits, values=values, dynamic=dynamic, seed=seed)
@@ -59,7 +59,7 @@ def _silhouettes(arrays: _Arrays, values: str, dynamic: bool, seed: int) -> Data
             f"{name} is black and white already: expected binarize='static' and a likelihood of "
             f"values 'unit', got values {values!r}" + (" and binarize='dynamic'" if dynamic else "")
         )
-    # As published the object is 0; as in the papers that train on these images it is 1.
+    # In the published file the object is 0; in the papers that train on these images it is 1.
     published = ("train", "val", "test")
     train, valid, test = (
         (1 - np.unpackbits(arrays[key], axis=1)).reshape(-1, 28, 28) for key in published
@@ -86,7 +86,7 @@ NAMED = {
         _mnist,
     ),
 }
-"""Data sets whose file may lie in a directory:
+"""Data sets that are read from one file of a directory:
 
 - `caltech101_silhouettes` (Marlin et al., 2010; 28 x 28, split 1: 4,100 / 2,264 / 2,307), packed
   bits with background 1, which are inverted;
@@ -112,20 +112,21 @@ def load_named(
     """Loads one of `NAMED`.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         data_dir: directory of its file.
-        values: what the model's likelihood takes: grey levels stay what they are unless that is
-            `unit`, for which pixels are drawn with P(1) = level / 255.
+        values: kind of values that the model's likelihood takes. For `unit`, binary pixels are
+            drawn with P(1) = level / 255; for others the levels are not changed.
         dynamic: draw training pixels afresh for every step.
-        seed: of the split of `freyfaces`, and of the draw.
-        condition: `labels` makes the labels what a model is to be conditional on.
+        seed: seed of the split of `freyfaces`, and of the draw.
+        condition: "labels" makes the labels the context of a conditional model.
 
     Returns:
         The data set.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        ValueError: it does not hold what was published, or the data have no such values.
+        FileNotFoundError: the file is missing.
+        ValueError: its arrays do not have the published shapes and dtype, the data have no labels,
+            or they cannot have such values.
     """
     named = NAMED[name]
     if not has_file(name, data_dir):

@@ -23,35 +23,35 @@ def load(
     values: str = "unit",
     condition: str = "",
 ) -> Dataset:
-    """Loads a data set of images, or of what an `.npz` file holds.
+    """Loads a data set of images by its name, or the arrays of an `.npz` file.
 
     Args:
         name: `digits` (8 x 8, needs no download), `binarized_mnist`, `caltech101_silhouettes` and
             `freyfaces` (see `files.NAMED`), `mnist`, any other image set of tensorflow-datasets
             (`fashion_mnist`, `omniglot`, ...; made 28 x 28 and grey to be binarized), or
             `FILE.npz`, see `load_npz`.
-        data_dir: an existing directory with the published files of `binarized_mnist`, the file of
-            a set of `files.NAMED`, that of tensorflow-datasets, or the one from which `FILE.npz`
-            is looked for; None: the default of tensorflow-datasets. `digits` reads no files.
-        binarize: `static`: every split is drawn once; `dynamic`: `train` stays grey, for a fresh
-            draw each epoch. Sets that are binary already are `static` only. Arrays of an `.npz`
-            are taken as they are, or with `dynamic` are grey levels 0..255.
-        seed: of the static draw, and of the split of an `.npz` and of `freyfaces`;
-            `binarized_mnist` has none. It is part of the data, not of a run: likelihoods compare
-            only between models of the same draw.
-        split: parts of an `.npz` that has `train` alone.
-        values: what the model's likelihood takes, see `check_rows`. Images are binarized for
-            `unit`, and for others stay what they are.
-        condition: `labels` makes the labels of a set, or an `.npz`'s `train_labels` and so on,
-            what a model is to be conditional on. `[n]` labels become one-hot rows, `[n, C]`
-            covariates stay: see `make_context`. "": nothing.
+        data_dir: an existing directory, in which the published files of `binarized_mnist`, the file
+            of a set of `files.NAMED`, the sets of tensorflow-datasets, or `FILE.npz` are looked
+            for; None: the default directory of tensorflow-datasets. `digits` reads no files.
+        binarize: `static`: every split is drawn once; `dynamic`: `train` stays grey, and is drawn
+            afresh for every step. Sets that are binary already are `static` only. Arrays of an
+            `.npz` are not binarized, or with `dynamic` must be grey levels 0..255.
+        seed: seed of the static draw, and of the split of an `.npz` and of `freyfaces`;
+            `binarized_mnist` has none. It is part of the data, not of a run: likelihoods are
+            comparable only between models of the same draw.
+        split: for an `.npz` that has `train` alone, see `from_arrays`.
+        values: kind of values that the model's likelihood takes, see `check_rows`. Images are
+            binarized for `unit`; for others the levels are not changed.
+        condition: "labels" makes labels the context of a conditional model: those of the set, or
+            `train_labels` and so on of an `.npz`. `[n]` labels become one-hot rows, `[n, C]`
+            covariates are not changed: see `make_context`. "": no context.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: an argument is not as above, or data are not what they should be.
-        FileNotFoundError: `data_dir` does not exist or the files to read are not there.
+        ValueError: an argument is not as described, or the data are not as expected.
+        FileNotFoundError: `data_dir` or the files to read do not exist.
         OSError: tensorflow-datasets could not prepare or read the set.
     """
     if binarize not in ("static", "dynamic"):
@@ -76,7 +76,7 @@ def load(
         )
     if split is not None:
         raise ValueError(f"data set {name!r} has splits of its own: split goes with FILE.npz")
-    # tensorflow-datasets has mnist, too, and none of the others.
+    # Without its file, mnist is read by tensorflow-datasets, which has none of the others.
     if name in NAMED and (name != "mnist" or has_file(name, data_dir)):
         return load_named(
             name, data_dir, values=values, dynamic=dynamic, seed=seed, condition=condition

@@ -1,4 +1,4 @@
-"""Arrays from `.npz` files that nobody vouches for."""
+"""Arrays from untrusted `.npz` files."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 MAX_BYTES = 2**32
-"""What arrays may unpack to, where the file itself is smaller."""
+"""Limit in bytes on the unpacked arrays of a file; a larger file raises it to its own size."""
 
 
 class _Header(NamedTuple):
@@ -19,7 +19,7 @@ class _Header(NamedTuple):
 
 
 def names_of(path: str | os.PathLike) -> list[str]:
-    """The names of the arrays in an `.npz` file, none of which is read.
+    """The names of the arrays in an `.npz` file; reads none of the arrays.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -39,8 +39,9 @@ def read_npz(
 
     Args:
         path: the `.npz` file.
-        names: of the arrays to read; others are left alone.
-        max_bytes: what these may unpack to together, or the file's own size if that is more.
+        names: names of the arrays to read; others are ignored.
+        max_bytes: limit on the unpacked size of all these arrays together; a file that is larger
+            raises it to its own size.
 
     Returns:
         The arrays by name, of bool, integer or float dtype.

@@ -1,4 +1,4 @@
-"""Rows of data that stay on the host, gathered ahead of their use."""
+"""Prefetching of rows of data that stay in the host's memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -19,16 +19,16 @@ def gather(
     """Yields `read(block)` for every block, in their order; threads of grain read ahead.
 
     Args:
-        blocks: say arrays of indices into rows.
-        read: what turns a block into rows; a memory-mapped array is read block by block.
-        num_threads: threads that read.
-        num_ahead: blocks that are held ready.
+        blocks: descriptions of what to read, such as arrays of indices into rows.
+        read: turns a block into rows; a memory-mapped array is read block by block.
+        num_threads: number of threads that read.
+        num_ahead: number of blocks that are read in advance.
 
     Raises:
         ValueError: grain is not installed.
     """
     try:
-        # Imported here: it takes seconds that data on the device need not pay.
+        # Imported here: it takes seconds, which data on the device need not wait for.
         import grain  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(f"data on the host need grain: {INSTALL} ({error})") from error

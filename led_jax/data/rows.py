@@ -1,4 +1,4 @@
-"""What values a likelihood takes, checked: rows of numbers for a model."""
+"""Checks that data have the values that a likelihood takes, and makes rows of them."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ VALUES = {
     "scaled_levels": _Values(0, 255, True, "whole numbers 0..255, as of uint8 images"),
     "real": _Values(-np.inf, np.inf, False, "real numbers"),
 }
-"""Kinds of data by name: which values they may have."""
+"""Kinds of values by name, and their ranges."""
 
 
 def _values(name: str) -> _Values:
@@ -39,18 +39,17 @@ def _values(name: str) -> _Values:
 
 
 def check_rows(what: str, array: np.ndarray, values: str = "unit") -> np.ndarray:
-    """Checks an array of data and makes flat rows of it.
+    """Checks an array of data, and flattens it to rows.
 
     Args:
         what: the array's name in errors.
         array: `[n, ...]` of bool, integer or float dtype.
-        values: `unit` for 0 and 1 or numbers between them, which a Bernoulli likelihood takes;
-            `levels` for whole numbers 0..255; `scaled_levels` for these, to be divided by 255;
-            `below K` for 0..K - 1; `real` for any finite numbers.
+        values: `unit` for numbers in [0, 1], which a Bernoulli likelihood takes; `levels` for whole
+            numbers 0..255; `scaled_levels` for whole numbers 0..255, which are divided by 255;
+            `below K` for whole numbers 0..K - 1; `real` for any finite numbers.
 
     Returns:
-        `[n, D]`: float32, or uint8 where whole numbers of `unit`, `levels` or `below K` can
-            be kept as such.
+        `[n, D]`: uint8 for whole numbers of the kinds `unit`, `levels` and `below K`, else float32.
 
     Raises:
         ValueError: the array is empty or has another dtype or other values; NaN and infinity are

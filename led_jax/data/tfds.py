@@ -1,4 +1,4 @@
-"""Image sets of tensorflow-datasets, as binary 28 x 28 images or as they are.
+"""Image sets of tensorflow-datasets, as binary 28 x 28 images or unchanged.
 
 tensorflow and tensorflow-datasets are imported only when a set is read.
 """
@@ -34,28 +34,27 @@ def load_tfds(
 ) -> Dataset:
     """Loads an image set of tensorflow-datasets, preparing it if need be.
 
-    For black and white pixels images become grey (luminance), 28 x 28 (area average) and, for
-    `omniglot`, which is drawn in black on white, inverted. For other values of a likelihood they
-    stay what they are, grey or in colour. Sets without a published `validation` split give up the
-    end of `train`; see `from_images`. `omniglot` here is the original one, whose train and test
-    hold different alphabets, and not the 28 x 28 version of Burda et al. (2015).
+    If the likelihood takes `unit` values, images become grey (luminance), 28 x 28 (area average)
+    and then binary; `omniglot`, which is drawn in black on white, is inverted. For other values
+    they are not changed, grey or in colour. Sets without a published `validation` split use the end
+    of `train` for it; see `from_images`. `omniglot` is the original set, whose train and test
+    splits have different alphabets, and not the 28 x 28 version of Burda et al. (2015).
 
     Args:
-        name: as tensorflow-datasets spells it, `config` and `version` allowed (`emnist/letters`).
+        name: name in tensorflow-datasets, perhaps with a config and a version (`emnist/letters`).
         data_dir: where tensorflow-datasets keeps prepared sets; None: its default.
-        values: what the model's likelihood takes, see `check_rows`.
+        values: kind of values that the model's likelihood takes, see `check_rows`.
         dynamic: keep `train` as grey levels.
-        seed: of the binarization draw.
-        condition: `labels` makes the set's labels what a model is to be conditional on.
+        seed: seed of the binarization draw.
+        condition: "labels" makes the set's labels the context of a conditional model.
 
     Returns:
-        The data set, binary with rows of 784 pixels, or of images (H, W, 1) or (H, W, 3).
+        The data set: binary rows of 784 pixels, or flattened images (H, W, 1) or (H, W, 3).
 
     Raises:
-        ValueError: tensorflow-datasets is not installed or knows no such set; or the set is not
-            one of images of one size with splits `train` and `test`, and labels if they are asked
-            for.
-        OSError: tensorflow-datasets could not prepare it, say for want of a network.
+        ValueError: tensorflow-datasets is not installed or has no such set; or the set does not
+            have images of one size, splits `train` and `test`, and labels if they are asked for.
+        OSError: tensorflow-datasets could not prepare it, for example without a network.
     """
     invert = name.split("/")[0].split(":")[0] in _DARK_ON_LIGHT
 
@@ -85,16 +84,17 @@ def from_images(
     """Makes a `Dataset` of the splits of an image set.
 
     Without a `validation` split, the last rows of `train` are held out: 10,000 if `train` has at
-    least 50,000, else a tenth. `valid` and `test` are drawn alike whether or not `dynamic`.
+    least 50,000, else a tenth. `dynamic` does not change the draw of `valid` and `test`.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         images: uint8 levels `[n, H, W]` or `[n, H, W, C]` by split: `train`, `test` and perhaps
             `validation`.
-        values: what the model's likelihood takes; levels are binarized for `unit` alone.
+        values: kind of values that the model's likelihood takes; levels are binarized only for
+            `unit`.
         dynamic: keep `train` as grey levels.
-        seed: of the binarization draw, with P(1) = level / 255.
-        labels: `[n]` by the same splits, what a model is to be conditional on; or None.
+        seed: seed of the binarization draw, with P(1) = level / 255.
+        labels: `[n]` by the same splits, the context of a conditional model; or None.
 
     Returns:
         The data set.
@@ -136,7 +136,8 @@ def to_grey(images: np.ndarray, *, invert: bool = False) -> np.ndarray:
     grey = images[..., 0] if images.shape[-1] == 1 else np.rint(images @ _LUMA / 1000)
     if grey.shape[1:] != (_SIDE, _SIDE):
         rows, columns = (_area_weights(size) for size in grey.shape[1:])
-        # Whole numbers below 2**53 up to the division: every machine gets the same levels.
+        # Until the division all numbers are whole and below 2**53: every machine gets the same
+        # levels.
         total = rows @ grey.astype(np.float64) @ columns.T
         grey = np.rint(total / (grey.shape[1] * grey.shape[2]))
     levels = grey.astype(np.uint8)
@@ -158,7 +159,7 @@ def read_images(
     """Reads the splits `train`, `test` and, if there is one, `validation`.
 
     Args:
-        name: as tensorflow-datasets spells it.
+        name: name in tensorflow-datasets.
         data_dir: where it keeps prepared sets; None: its default.
         convert: turns a batch of images, uint8 `[n, H, W, C]`, into rows.
         with_labels: read their labels, too.
@@ -167,9 +168,9 @@ def read_images(
         The converted rows by split, and their labels `[n]` by split, or None.
 
     Raises:
-        ImportError: tensorflow-datasets, or what it needs, is not installed.
-        ValueError: there is no such set, it is not one of images of one size, or it has no labels
-            that are asked for.
+        ImportError: tensorflow-datasets, or one of its dependencies, is not installed.
+        ValueError: there is no such set, its images are not of one size, or it has no labels and
+            they are asked for.
         OSError: the set could not be prepared or read.
     """
     import tensorflow as tf  # pyright: ignore[reportMissingImports, reportMissingModuleSource]

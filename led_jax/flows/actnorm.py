@@ -14,10 +14,10 @@ from led_jax.numerics import match_rank
 def actnorm(event_ndims: int = 1) -> Flow:
     """y = (x + shift) e^log_scale, entry by entry.
 
-    Kingma and Dhariwal (2018), section 3.1, https://arxiv.org/abs/1807.03039. `init` sets mean 0
-    and variance 1 over the batch axes of its `x`, and no more than mean 0 where they are constant;
-    without batch axes it starts as the identity. A density flow is initialised with data: there
-    `invert(actnorm())` is what normalises them.
+    Kingma and Dhariwal (2018), section 3.1, https://arxiv.org/abs/1807.03039. `init` chooses the
+    parameters so that y has mean 0 and variance 1 over the batch axes of its `x`, or only mean 0
+    for entries that are constant there; without batch axes it gives the identity. The flow of a
+    density is initialised with data, the target of the flow: `invert(actnorm())` normalises them.
 
     >>> import jax
     >>> flow = actnorm()
@@ -36,7 +36,7 @@ def actnorm(event_ndims: int = 1) -> Flow:
         batch_axes = tuple(range(x.ndim - event_ndims))
         if not batch_axes:
             return {"log_scale": jnp.zeros_like(x), "shift": jnp.zeros_like(x)}
-        # Constant entries, as those of a single row are, are shifted alone.
+        # Constant entries, such as all entries of a single row, are only shifted.
         std = x.std(batch_axes)
         std = jnp.where(std > 1e-6 * jnp.abs(x).max(batch_axes), std, 1)
         return {"log_scale": -jnp.log(std), "shift": -x.mean(batch_axes)}

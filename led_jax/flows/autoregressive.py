@@ -19,13 +19,13 @@ from led_jax.flows.transformers import Transformer, affine
 def autoregressive(conditioner: MakeConditioner, transformer: Transformer = affine) -> Flow:
     """y_i = transformer(x_i; conditioner(x_1, ..., x_{i-1})) on vectors `[..., D]`.
 
-    As it stands this is an inverse autoregressive flow (Kingma et al., 2016,
-    https://arxiv.org/abs/1606.04934): `apply` costs one pass of the conditioner, `inverse` a
-    compiled loop of D steps. With `made` the steps together cost about one pass, each computing
-    the hidden units of one degree; with a conditioner without `incremental` each is a whole pass.
-    `invert` gives a masked autoregressive flow (Papamakarios, Pavlakou and Murray, 2017,
-    https://arxiv.org/abs/1705.07057), with the costs exchanged: for a posterior, which samples,
-    take the former; for a prior, which scores, the latter.
+    This is an inverse autoregressive flow (Kingma et al., 2016, https://arxiv.org/abs/1606.04934):
+    `apply` costs one pass of the conditioner, `inverse` a compiled loop of D steps. With `made` the
+    D steps together cost about one pass, because each computes only the hidden units of one degree;
+    with a conditioner without `incremental` each step is a whole pass. `invert` gives a masked
+    autoregressive flow (Papamakarios, Pavlakou and Murray, 2017, https://arxiv.org/abs/1705.07057),
+    with the costs exchanged. Posteriors mostly sample: use the inverse autoregressive flow. Priors
+    mostly score: use the masked one.
 
     >>> flow = autoregressive(made((8,)))
     >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
@@ -79,7 +79,7 @@ def autoregressive(conditioner: MakeConditioner, transformer: Transformer = affi
             entry, log_det = _transform(transformer.inverse, entry_raw, entry)
             return (jax.lax.dynamic_update_slice_in_dim(x, entry, i, -1), cache), log_det[..., 0]
 
-        # Later entries stay zero until their turn: finite, whatever they will depend on.
+        # Later entries are zero until their turn: the conditioner needs them to be finite.
         start = jnp.zeros_like(y), cache
         (x, _), log_dets = jax.lax.scan(set_entry, start, jnp.arange(y.shape[-1]))
         return x, log_dets.sum(0)
@@ -90,10 +90,10 @@ def autoregressive(conditioner: MakeConditioner, transformer: Transformer = affi
 def _transform(
     transform: Callable[[Array, Array], tuple[Array, Array]], raw: Array, x: Array
 ) -> tuple[Array, Array]:
-    """`transform`, for short events, or one entry, with the batch as the last axis.
+    """Applies `transform`; for events of fewer than 16 entries with the batch as the last axis.
 
-    That is faster on a CPU, and allowed as it is elementwise in whatever is not the parameters'
-    axis, the last but one.
+    That is faster on a CPU. It is allowed because a transformer is elementwise in all axes of raw
+    `[..., P, D]` but the one of the parameters, P.
     """
     if x.shape[-1] >= 16:
         return transform(raw, x)
@@ -116,9 +116,10 @@ def iaf(
     """A stack of inverse autoregressive layers with MADE or PixelCNN conditioners.
 
     The order of the entries is reversed between layers, and that of the context with it, so that
-    maps stay aligned. Kingma et al. (2016), https://arxiv.org/abs/1606.04934. `apply` costs one
-    pass a layer, `inverse` D steps that with MADE together cost about one. `apply` is the cheap
-    direction unless the transformer's own is `inverse` (`Transformer.cheap`).
+    event and context stay aligned if they are maps. Kingma et al. (2016),
+    https://arxiv.org/abs/1606.04934. Per layer, `apply` costs one pass of the conditioner, and
+    `inverse` D steps, which with MADE together cost about one pass. `apply` is the cheap direction
+    unless the transformer's is `inverse` (`Transformer.cheap`).
 
     >>> flow = iaf((2, 3), 4, hidden=(8,))
     >>> params = flow.init(jax.random.key(0), jnp.zeros((2, 3)))
@@ -129,9 +130,10 @@ def iaf(
       event_shape: shape of the event, read in row-major order.
       depth: number of layers; 0 gives the identity.
       hidden: widths of each conditioner's hidden layers.
-      context_dim: width of the context that they read; None ignores any context.
-      transformer: elementwise map of each layer. The default shifts and scales, both ways; `gated`,
-        that of the paper, can only narrow, and a spline leaves what lies beyond its bound alone.
+      context_dim: width of the context that the conditioners read; None ignores any context.
+      transformer: elementwise map of each layer. The default, `affine`, shifts, and scales up or
+        down; `gated`, the one of the paper, can only scale down; a spline is the identity beyond
+        its bound.
       conditioner: makes the layers' conditioner from `hidden` and `context_dim`: `made`, or for
         maps `partial(pixelcnn, event_shape)`.
 
@@ -149,16 +151,16 @@ def iaf(
         depth,
         np.arange(depth) % 2 == 1,
     )
-    # An odd number of reversals is undone, so that entry i of the output belongs to entry i.
+    # One more reversal if depth is odd, so that entry i of the output belongs to entry i of x.
     return flatten(chain(stack, reverse() if depth % 2 else chain()), event_shape)
 
 
 def _reverse_context(flow: Flow, is_reversed: np.ndarray | Array) -> Flow:
-    """The flow that reads its context backwards where `is_reversed`, which may be traced."""
+    """The flow with its context reversed if `is_reversed`, which may be traced."""
 
     def along(function):
         def reversing(params_or_key, x: Array, context: Array | None = None):
-            if context is not None and context.ndim:  # Without axes the conditioner refuses it.
+            if context is not None and context.ndim:  # The conditioner refuses a scalar.
                 context = jnp.where(is_reversed, context[..., ::-1], context)
             return function(params_or_key, x, context)
 

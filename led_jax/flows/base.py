@@ -16,10 +16,10 @@ Params = Any
 
 ScanCost = Literal["low", "high"]
 
-# The deepest stack whose layers are written out one by one, by how much a scan costs its layers;
-# deeper stacks are one `lax.scan`, which compiles in a time that does not depend on depth. MADE
-# layers step faster on a CPU unrolled, coupling layers about as fast either way
-# (results/benchmark.md). Read whenever a stack is applied; parameters do not depend on it.
+# Depth up to which `repeat` unrolls a stack, by its `scan_cost`. Deeper stacks are one `lax.scan`,
+# whose compile time does not depend on depth. On a CPU, training steps of MADE layers are faster
+# unrolled; those of coupling layers take about the same time either way (results/benchmark.md).
+# Read whenever a stack is applied; parameters do not depend on it.
 MAX_UNROLL: dict[ScanCost, int] = {"low": 4, "high": 12}
 
 
@@ -37,7 +37,7 @@ class TransformFn(Protocol):
     def __call__(
         self, params: Params, x: Array, context: Array | None = None, /
     ) -> tuple[Array, Array]:
-        """`context`: `[..., context_dim]`; `x` may have further batch axes in front of its own."""
+        """`context`: `[..., context_dim]`; `x` may have more batch axes, in front of those."""
         ...
 
 
@@ -52,10 +52,10 @@ class Flow(NamedTuple):
         `log_det = log|det df^-1/dy|`.
 
     `x` and `y` are `[..., *event_shape]` with any number of batch axes, zero included; `log_det`
-    is `[...]`; the float dtype of the input is kept. The x of `init` is an example of the base's
-    events. Base and target events have one shape, except where `simplex` takes D - 1 entries to D
-    that sum to one: there log_det is that of the first D - 1, which is what a density on the
-    simplex is with respect to.
+    is `[...]`; the float dtype of the input is kept. The x of `init` is an example of an event of
+    the base. Events of base and target have the same shape, except for `simplex`, which maps D - 1
+    entries to D entries that sum to one: its log_det is that of the map to the first D - 1, and
+    densities on the simplex are with respect to the volume of these.
     """
 
     init: InitFn
@@ -74,8 +74,8 @@ def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
     [0.0, 1.0, 2.0]
 
     Args:
-      *flows: flows on events of one shape. None at all give the identity.
-      event_ndims: number of event axes. Only the identity needs to be told.
+      *flows: flows on events of one shape; `chain()` is the identity.
+      event_ndims: number of event axes; only used by the identity.
 
     Returns:
       A flow whose parameters are a tuple, one entry for each flow.
@@ -111,9 +111,9 @@ def chain(*flows: Flow, event_ndims: int = 1) -> Flow:
 
 @constructor
 def invert(flow: Flow) -> Flow:
-    """The same map with its two directions exchanged; base and target change places.
+    """The inverse map as a flow: `apply` and `inverse` are exchanged, and so are base and target.
 
-    An inverse autoregressive flow becomes a masked autoregressive flow, for instance.
+    For example, an inverse autoregressive flow becomes a masked autoregressive flow.
 
     >>> flow = invert(chain())
     >>> flow
@@ -132,21 +132,21 @@ def repeat(
 ) -> Flow:
     """A stack of `depth` layers of one shape, each with parameters of its own.
 
-    Equals `chain` of the layers with the same parameters, which `init` makes from the same key.
-    A layer is traced once, and compile time is bounded: deep stacks are a `lax.scan`.
+    Equals `chain` of the layers, with the same parameters for the same key. The layer is traced
+    only once, and deep stacks are a `lax.scan`, so that compile time is bounded.
 
     >>> flow = repeat(lambda i: chain(), 3, np.arange(3))
     >>> flow.apply(flow.init(jax.random.key(0), jnp.zeros(2)), jnp.zeros((4, 2)))[1].shape
     (4,)
 
     Args:
-      layer: a flow, or a function from one layer's constants to a flow. Its functions are traced
-        once for all layers, with constants that are traced arrays, too.
+      layer: a flow, or a function from one layer's constants to a flow. The flow's functions are
+        traced once for all layers, so that the constants are tracers there.
       depth: number of layers; 0 gives the identity.
-      constants: pytree of arrays `[depth, ...]`, one slice for each call of `layer`.
-      event_ndims: number of event axes. Only the identity needs to be told.
-      scan_cost: how much slower a layer is in a scan. It decides up to which depth the stack is
-        unrolled (`MAX_UNROLL`), and nothing else.
+      constants: pytree of arrays `[depth, ...]`; layer i gets the slices [i].
+      event_ndims: number of event axes; only used by the identity.
+      scan_cost: how much slower a layer is in a scan than unrolled. It only decides up to which
+        depth the stack is unrolled (`MAX_UNROLL`).
 
     Returns:
       A flow whose parameters are one layer's pytree with a leading axis of length `depth`.
@@ -166,7 +166,7 @@ def repeat(
 
     slices = [jax.tree.map(operator.itemgetter(i), constants) for i in range(depth)]
     for layer_constants in slices:
-        make(layer_constants)  # Once with concrete constants: tracers cannot be validated.
+        make(layer_constants)  # Concrete constants, to validate them: tracers cannot be.
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
         def body(x, key_and_constants):
@@ -176,7 +176,7 @@ def repeat(
             return flow.apply(params, x, context)[0], params
 
         keys = jax.random.split(key, depth)
-        # Without being traced, a scan of no layers does not know its results' types.
+        # With jit disabled, a scan of length 0 cannot infer the types of its results.
         is_eager = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
         with jax.disable_jit(is_eager and depth > 0):
             return jax.lax.scan(body, x, (keys, constants), length=depth)[1]
@@ -201,8 +201,8 @@ def repeat(
                 params, layer_constants = params_and_constants
                 return getattr(make(layer_constants), direction)(params, x, context)
 
-            # Kept for the gradient are the layers' inputs alone; the rest, many times larger in a
-            # deep stack, is computed again.
+            # For the gradient only the layers' inputs are kept; everything else, many times larger
+            # in a deep stack, is recomputed.
             body = jax.checkpoint(body, prevent_cse=False)
             x, log_dets = jax.lax.scan(body, x, (params, constants), depth, reverse)
             return x, log_dets.sum(0)
@@ -213,10 +213,10 @@ def repeat(
 
 
 def _unstack(params: Params, depth: int) -> tuple[Params, ...]:
-    """Each layer's parameters.
+    """Splits stacked parameters into those of each layer.
 
-    The gradient of a split is one concatenation. That of an index is a copy of the whole stack,
-    zero but for one layer, and all copies would be added up.
+    By `split`, because its gradient is one concatenation. The gradient of indexing a layer is an
+    array of the whole stack's size, zero outside the layer, and `depth` of them would be added up.
     """
     leaves, treedef = jax.tree.flatten(params)
     pieces = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
@@ -226,7 +226,7 @@ def _unstack(params: Params, depth: int) -> tuple[Params, ...]:
 
 @constructor
 def flatten(flow: Flow, event_shape: tuple[int, ...]) -> Flow:
-    """A flow on vectors `[..., D]`, made to act on events of a shape with D entries.
+    """Turns a flow on vectors `[..., D]` into one on events of shape `event_shape` with D entries.
 
     >>> flow = flatten(chain(), (2, 3))
     >>> flow.apply(flow.init(jax.random.key(0), jnp.zeros((2, 3))), jnp.ones((5, 2, 3)))[0].shape

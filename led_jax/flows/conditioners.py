@@ -1,8 +1,9 @@
-"""Networks that emit the parameters of a transformer: what they are, and the fully connected one.
+"""Conditioners, the networks that emit a transformer's parameters: their type, and `mlp`.
 
-A constructor such as `mlp(...)` returns a function `(num_params, size) -> Conditioner`, because the
-layer that uses the network knows how many parameters each of how many entries needs. The output
-layer of every network starts at zero, so that a fresh flow is the identity or close to it.
+A constructor such as `mlp(...)` returns a function `(num_params, size) -> Conditioner`, because
+only the layer that uses the network knows the number of entries and of parameters for each entry.
+The output layer of every network starts at zero, so that a fresh flow is the identity or close to
+it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,21 +34,22 @@ class _Conditioner(NamedTuple):
 class Conditioner(_Conditioner):
     """A network that emits the parameters of a transformer, as pure functions.
 
-    Its functions take whatever holds real numbers, as a flow's do.
+    As those of a flow, its functions convert integers, NumPy arrays and lists to floats.
 
     Attributes:
       init: `(key, x, context=None) -> params`.
       apply: `(params, x, context=None) -> raw`, from `[..., K]` to `[..., num_params, size]`. The
         context is `[..., context_dim]`, and its batch axes broadcast to those of x.
-      kind: which entries it reads. "passing": for coupling layers, the passing entries, to emit the
-        parameters of the others. "whole": for coupling layers, the whole event with zeros for the
-        entries that it may not see, to emit parameters of all entries. "autoregressive": the whole
-        event, where the parameters of entry i depend on the entries before i alone.
-      incremental: for autoregressive networks, a way to get the outputs one after the other that is
-        cheaper than a whole pass for each: `(params, x, context=None) -> (cache, step)`, where x
-        gives shape and dtype. For i = 0, 1, ..., `step(cache, x, i)` returns output i,
-        `[..., num_params, 1]`, and the next cache. It reads x_0 to x_{i-1}; later entries may hold
-        anything finite. None if there is no such way.
+      kind: which entries it reads. "passing" (for coupling layers): reads the passing entries and
+        emits the parameters of the others. "whole" (for coupling layers): reads the whole event,
+        with zeros for the entries that it may not see, and emits parameters for all entries.
+        "autoregressive": reads the whole event; the parameters of entry i depend only on the
+        entries before i.
+      incremental: for autoregressive networks, a function that computes the outputs one after the
+        other, at less than a whole pass for each: `(params, x, context=None) -> (cache, step)`,
+        where x gives shape and dtype. For i = 0, 1, ..., `step(cache, x, i)` returns output i,
+        `[..., num_params, 1]`, and the next cache. Output i depends on x_0 to x_{i-1}; later
+        entries may have any finite value. None if there is no such function.
     """
 
     def __new__(
@@ -85,7 +87,7 @@ def mlp(
 
     Args:
       hidden: widths of the hidden layers.
-      context_dim: width of the context it is conditional on; None ignores any context.
+      context_dim: width of the context that it reads; None ignores any context.
       activation: the nonlinearity.
 
     Raises:
@@ -132,8 +134,7 @@ def mlp(
         def apply(params: Params, x: Array, context: Array | None = None) -> Array:
             context = read(x, context)
             check_shapes("mlp", params, shapes(x.shape[-1]))
-            # Inside, entries are the first axis and the batch the last, as in the coupling layers
-            # around it.
+            # Entries are the first axis and the batch axes the last here, as in coupling layers.
             h = jnp.moveaxis(x, -1, 0)
             for i in range(len(hidden) + 1):
                 layer = params[f"dense_{i}"]
@@ -158,10 +159,10 @@ def make_conditioner(
     hidden: Sequence[int],
     context_dim: int | None,
 ) -> MakeConditioner:
-    """What a stack's argument `conditioner` makes of the stack's other arguments.
+    """Calls a stack's argument `conditioner` with the stack's `hidden` and `context_dim`.
 
     Raises:
-      TypeError: if it does not take them.
+      TypeError: if it does not take these arguments; `name` is the stack's.
     """
     try:
         return conditioner(hidden, context_dim=context_dim)
@@ -172,10 +173,11 @@ def make_conditioner(
 
 
 def read_context(context_dim: int | None, x: Array, context: Array | None) -> Array | None:
-    """The context that a conditioner reads beside its input x, with dtype and rank of x.
+    """Checks the context of a conditioner with input x, and gives it the dtype and rank of x.
 
     Args:
-      context_dim: the width that it was built with; None ignores any context, and returns None.
+      context_dim: width that the conditioner was built with; None ignores the context and returns
+        None.
       x: the input `[..., K]`.
       context: `[..., context_dim]`, whose batch axes must broadcast to those of x.
 
@@ -228,7 +230,7 @@ def check_hidden(name: str, hidden: Sequence[int]) -> None:
 def init_linear(
     start: Array, context_dim: int | None, x: Array, context: Array | None = None
 ) -> Params:
-    """Parameters of `linear_in_context`, whose values are `start` at first, for every context."""
+    """Parameters of `linear_in_context` at which its value is `start` for every context."""
     read_context(context_dim, x, context)
     params: dict[str, Any] = {"bias": start}
     if context_dim is not None:
@@ -244,9 +246,9 @@ def linear_in_context(
     x: Array,
     context: Array | None = None,
 ) -> Array:
-    """A layer's parameters `[..., size]`: bias + context @ kernel, in the rank of its input x.
+    """A layer's parameters `[..., size]`: bias + context @ kernel, with the rank of its input x.
 
-    They are of float32 where x is narrower.
+    Their dtype is that of x, or float32 if that of x is narrower.
 
     Raises:
       ValueError: if the context or the parameters have the wrong shapes; `name` is the layer's.

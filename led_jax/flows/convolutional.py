@@ -1,4 +1,4 @@
-"""Conditioners of convolutions, for events that are maps."""
+"""Convolutional conditioners, for events that are maps."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -33,10 +33,11 @@ def convnet(
     (3, 2, 32)
 
     Args:
-      event_shape: (H, W, C) of the event, which comes and goes as a vector in row-major order.
+      event_shape: (H, W, C) of the event; input and output are flattened to vectors in row-major
+        order.
       hidden: numbers of maps of the hidden layers.
-      context_dim: width of the context it is conditional on, a map `[..., H, W, C']` as a vector;
-        None ignores any context.
+      context_dim: width H W C' of the context that it reads, a map `[..., H, W, C']` flattened to a
+        vector; None ignores any context.
       activation: the nonlinearity.
 
     Raises:
@@ -76,12 +77,12 @@ def pixelcnn(
 ) -> MakeConditioner:
     """A PixelCNN, for autoregressive layers on maps in raster order, channels within a pixel last.
 
-    Van den Oord et al. (2016), https://arxiv.org/abs/1606.05328: one stack of convolutions over the
-    rows above and one over the pixels to the left, which reads the first, so that there is no blind
-    spot. They see what comes before by shifts of their input, as in Salimans et al. (2017),
-    https://arxiv.org/abs/1701.05517. With L hidden layers a pixel sees the L + 1 pixels to its left
-    and, of the L + 1 rows above, up to L columns to either side. A MADE at every pixel then makes
-    each channel depend on the channels before it.
+    Van den Oord et al. (2016), https://arxiv.org/abs/1606.05328: one stack of convolutions reads
+    the rows above a pixel, and a second one reads the pixels to its left and the first stack, so
+    that there is no blind spot. Shifted inputs, rather than masked kernels, hide the pixels that
+    come later, as in Salimans et al. (2017), https://arxiv.org/abs/1701.05517. With L hidden layers
+    a pixel sees the L + 1 pixels to its left and, of the L + 1 rows above, up to L columns to
+    either side. A MADE at every pixel then makes each channel depend on the channels before it.
 
     >>> network = pixelcnn((4, 4, 2), (8,))(2, 32)
     >>> params = network.init(jax.random.key(0), jnp.zeros(32))
@@ -89,10 +90,13 @@ def pixelcnn(
     (3, 2, 32)
 
     Args:
-      event_shape: (H, W, C) of the event, which comes and goes as a vector in row-major order.
-      hidden: numbers of maps of the hidden layers, the last one also that of each pixel's MADE.
-      context_dim: width of the context it is conditional on, a map `[..., H, W, C']` as a vector,
-        which is read at each pixel and those to its left; None ignores any context.
+      event_shape: (H, W, C) of the event; input and output are flattened to vectors in row-major
+        order.
+      hidden: numbers of maps of the hidden layers; the last one is also the hidden width of each
+        pixel's MADE.
+      context_dim: width H W C' of the context that it reads, a map `[..., H, W, C']` flattened to a
+        vector. A pixel sees the context at itself and at pixels to its left. None ignores any
+        context.
       activation: the nonlinearity.
 
     Raises:
@@ -132,7 +136,7 @@ def pixelcnn(
 
 
 class _ConvNet(nn.Module):
-    """Convolutions of x `[..., H, W, C]` to `features` maps; the context adds to the first one."""
+    """Convolutions of x `[..., H, W, C]` to `features` maps; the first one adds the context."""
 
     hidden: tuple[int, ...]
     features: int
@@ -152,7 +156,7 @@ class _ConvNet(nn.Module):
 
 
 class _PixelStacks(nn.Module):
-    """What each pixel of x `[..., H, W, C]` sees of the pixels before it, as maps."""
+    """Maps `[..., H, W, hidden[-1]]` of which each pixel depends on the pixels of x before it."""
 
     hidden: tuple[int, ...]
     conditional: bool
@@ -162,7 +166,8 @@ class _PixelStacks(nn.Module):
     def __call__(self, x: Array, context: Array | None) -> Array:
         above, left = x[..., :-1, :, :], x[..., :-1, :]
         for i, width in enumerate(self.hidden):
-            # The first layers look one row, or one pixel, back: on a map that lacks its last one.
+            # `above` and `left` lack the last row and column, and the first layers pad one more in
+            # front: so they read the rows above, or the pixels to the left, only.
             back = 2 if i == 0 else 1
             above = Conv(
                 width, kernel_shape=(2, 3), padding=((back, 0), (1, 1)), name=f"above_{i}"
@@ -202,7 +207,7 @@ def _to_maps(
     x: Array,
     context: Array | None,
 ) -> tuple[Array, Array | None]:
-    """An event and its context as maps `[..., H, W, C]`, from vectors."""
+    """Reshapes an event and its context from vectors to maps `[..., H, W, C]`."""
     if x.shape[-1:] != (math.prod(event_shape),):
         raise ValueError(
             f"{name}: made for events {event_shape}, so it expected x of shape "
@@ -217,6 +222,6 @@ def _to_maps(
 
 
 def _to_params(h: Array) -> Array:
-    """From `[..., H, W, num_params, C]` to `[..., num_params, H * W * C]`."""
+    """Reshapes `[..., H, W, num_params, C]` to `[..., num_params, H * W * C]`."""
     h = jnp.moveaxis(h, -2, -4)
     return h.reshape(*h.shape[:-3], math.prod(h.shape[-3:]))

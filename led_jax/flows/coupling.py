@@ -1,4 +1,4 @@
-"""Coupling layers: part of the event passes unchanged and sets how the rest is transformed."""
+"""Coupling layers: part of the event passes unchanged; the rest is transformed, given that part."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,8 +22,8 @@ def coupling(
     """A coupling layer: y_a = x_a and y_b = transformer(x_b; conditioner(x_a)).
 
     Dinh, Sohl-Dickstein and Bengio (2016), eq. 7 and 8, https://arxiv.org/abs/1605.08803. Both
-    directions cost one pass of the conditioner. `mlp` reads x_a and emits parameters for x_b only,
-    `convnet` reads the map with zeros for x_b and emits parameters for all of it.
+    directions cost one pass of the conditioner. `mlp` reads x_a and emits parameters for x_b only;
+    `convnet` reads the whole map, with zeros in place of x_b, and emits parameters for all entries.
 
     >>> import jax
     >>> flow = coupling(np.array([True, False, True]), mlp((8,)))
@@ -72,10 +72,10 @@ def real_nvp(
 ) -> Flow:
     """A stack of coupling layers with fully connected or convolutional conditioners.
 
-    Layers come in pairs: the second one transforms what the first one passed, so that two layers
-    reach every entry. Dinh, Sohl-Dickstein and Bengio (2016), https://arxiv.org/abs/1605.08803.
-    Both directions cost one pass of each conditioner, so that the cheap direction is the
-    transformer's (`Transformer.cheap`).
+    Layers come in pairs: the second one transforms the entries that the first one passes, so that
+    two layers transform every entry. Dinh, Sohl-Dickstein and Bengio (2016),
+    https://arxiv.org/abs/1605.08803. Both directions cost one pass of each conditioner, so that the
+    cheap direction is the transformer's (`Transformer.cheap`).
 
     >>> import jax
     >>> flow = real_nvp((6,), 4, hidden=(8,))
@@ -94,12 +94,16 @@ def real_nvp(
       conditioner: makes the layers' conditioner from `hidden` and `context_dim`: `mlp`, or for maps
         `partial(convnet, event_shape)`.
       mixing: a flow on vectors of the event's D entries, such as `lu((D,))` or `householder((D,))`,
-        that is applied before each coupling, with parameters of its own: what Glow's permutations
-        are (Kingma and Dhariwal, 2018, section 3.2, https://arxiv.org/abs/1807.03039).
+        that is applied before each coupling, with parameters of its own for each layer. It takes
+        the place of Glow's 1 x 1 convolutions (Kingma and Dhariwal, 2018, section 3.2,
+        https://arxiv.org/abs/1807.03039).
 
     Returns:
-      A flow on events of the given shape. The layers' parameters are a coupling's within `chain`'s
-      tuples; with a mixing flow, its own stand in front of them.
+      A flow on events of the given shape. Its parameters are `(((), layers), ())`, where `layers`
+      are those of a conditioner with a leading axis of length `depth`. With a mixing flow they are
+      `(mixing, (), layers, ())`, where `mixing` are its parameters with the same leading axis. With
+      a conditioner that reads the whole event, such as `convnet`, they are `layers` or
+      `(mixing, layers)`.
 
     Raises:
       ValueError: if the mask is unknown or does not split the event, if depth is negative or the
@@ -131,7 +135,7 @@ def real_nvp(
             lambda orders: mixed(*orders), depth, (orders, np.argsort(orders)), scan_cost="low"
         )
         return flatten(stack, event_shape)
-    # Undoing one layer's order and making the next one's is a single permutation.
+    # From the order of one layer to that of the next is a single permutation.
     identity = np.arange(size)
     orders = np.stack([identity, *orders, identity])
     steps = np.stack([np.argsort(a)[b] for a, b in zip(orders, orders[1:], strict=False)])
@@ -145,7 +149,7 @@ def real_nvp(
 def _passing(
     event_shape: tuple[int, ...], depth: int, mask: str, seed: int, *, halves: bool
 ) -> np.ndarray:
-    """For each layer the mask of its pair, `[depth, D]`: what the pair's first layer passes."""
+    """For each layer, the mask of entries that its pair's first layer passes, `[depth, D]`."""
     makers = {
         "random": lambda pair: masks.random_half(event_shape, seed + pair),
         "checkerboard": lambda pair: masks.checkerboard(event_shape),
@@ -179,7 +183,7 @@ def _sees_whole_event(conditioner: MakeConditioner, transformer: Transformer, si
 def _couple_in_place(
     mask: np.ndarray | Array, conditioner: MakeConditioner, transformer: Transformer
 ) -> Flow:
-    """A coupling on vectors, whose mask may be traced, by a conditioner of the whole event."""
+    """A coupling on vectors for a conditioner of the kind "whole"; the mask may be traced."""
 
     def network(x: Array) -> Conditioner:
         return conditioner(transformer.num_params, x.shape[-1])
@@ -221,7 +225,8 @@ def _couple_halves(
             passing, rest = jnp.split(jnp.moveaxis(x, -1, 0), [num_passing])
             raw = network(x).apply(params, jnp.moveaxis(passing, 0, -1), context)
             raw = jnp.moveaxis(raw, (-1, -2), (0, 1))
-            # Elementwise in whatever is not the parameters' axis, the last but one.
+            # A transformer is elementwise in all axes of raw `[..., P, D]` but P: the batch may be
+            # its last axis.
             rest, log_det = transform(raw.reshape(*raw.shape[:2], -1), rest.reshape(len(rest), -1))
             y = jnp.concatenate([passing, rest.reshape(len(rest), *batch_shape)])
             return jnp.moveaxis(y, 0, -1), log_det.sum(0).reshape(batch_shape)

@@ -17,9 +17,9 @@ def lu(event_shape: tuple[int, ...], context_dim: int | None = None) -> Flow:
     """y = L U x, for L lower triangular with ones on its diagonal and U upper triangular.
 
     The factors of Kingma and Dhariwal (2018), eq. 10 and 11, https://arxiv.org/abs/1807.03039,
-    without their permutation (`permute`), and with positive entries on U's diagonal. Behind a
-    Gaussian encoder it makes the posterior a Gaussian of full covariance. The log-determinant is
-    the sum of U's log-diagonal; the inverse is two triangular solves.
+    without their permutation (`permute`), and with positive entries on U's diagonal. As the flow of
+    a posterior it gives the encoder's diagonal Gaussian a full covariance. The log-determinant is
+    the sum of the logarithms of U's diagonal; the inverse is two triangular solves.
 
     >>> flow = lu((3,))
     >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
@@ -28,13 +28,13 @@ def lu(event_shape: tuple[int, ...], context_dim: int | None = None) -> Flow:
 
     Args:
       event_shape: shape of an event of D entries.
-      context_dim: width of the context of which the factors are a linear function; None learns
-        them. A fresh flow is the identity either way.
+      context_dim: width of a context; the matrix below is then bias + context @ kernel. None makes
+        it a parameter. A fresh flow is the identity either way.
 
     Returns:
-      A flow whose parameters are `{"bias": [D D]}`, a matrix of L below and U above its diagonal,
-      which holds U's log-diagonal; and `{"context": {"kernel": [context_dim, D D]}}` beside it for
-      a context.
+      A flow whose parameters are `{"bias": [D * D]}`, a matrix in row-major order: L below its
+      diagonal, U above it, and the logarithms of U's diagonal on it. With a context there is also
+      `"context": {"kernel": [context_dim, D * D]}`.
 
     Raises:
       ValueError: (from the flow's functions) if the input, the context or the parameters have the
@@ -45,7 +45,7 @@ def lu(event_shape: tuple[int, ...], context_dim: int | None = None) -> Flow:
         return init_linear(jnp.zeros(x.shape[-1] ** 2, x.dtype), context_dim, x, context)
 
     def read(params: Params, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
-        """L and U, of the rank of x and one more, and U's log-diagonal."""
+        """L and U `[..., D, D]`, and the logarithms of U's diagonal `[..., D]`."""
         size = x.shape[-1]
         raw = linear_in_context("lu", params, size * size, context_dim, x, context)
         matrix = raw.reshape(*raw.shape[:-1], size, size)
@@ -73,10 +73,10 @@ def lu(event_shape: tuple[int, ...], context_dim: int | None = None) -> Flow:
 def householder(
     event_shape: tuple[int, ...], num_reflections: int = 8, context_dim: int | None = None
 ) -> Flow:
-    """y = Q x, for Q the product of reflections I - 2 v v' / |v|^2: it preserves volume.
+    """y = Q x, for Q a product of reflections I - 2 v v' / |v|^2; it preserves volume.
 
-    Tomczak and Welling (2016), eq. 8 and 9, https://arxiv.org/abs/1611.09630. D reflections reach
-    every orthogonal matrix whose determinant is (-1)^D.
+    Tomczak and Welling (2016), eq. 8 and 9, https://arxiv.org/abs/1611.09630. Products of D
+    reflections reach all orthogonal matrices with determinant (-1)^D.
 
     >>> flow = householder((3,), 2)
     >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
@@ -86,11 +86,11 @@ def householder(
     Args:
       event_shape: shape of an event of D entries.
       num_reflections: number of reflections.
-      context_dim: width of the context of which the vectors v are a linear function; None learns
-        them.
+      context_dim: width of a context; the vectors v are then bias + context @ kernel. None makes
+        them parameters.
 
     Raises:
-      ValueError: if num_reflections is not positive; else as from `lu`.
+      ValueError: if num_reflections is not positive; else as in `lu`.
     """
     if num_reflections < 1:
         raise ValueError(f"householder: num_reflections must be positive, got {num_reflections}")
@@ -113,13 +113,13 @@ def householder(
 
 
 def unit_vectors(vectors: Array) -> Array:
-    """Vectors `[..., D]` of length one, zero for those that are zero."""
+    """Scales vectors `[..., D]` to length one; vectors of zeros are not changed."""
     squares = (vectors * vectors).sum(-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(vectors.dtype).tiny))
 
 
 def reflect(vectors: Array, x: Array, reverse: bool = False) -> Array:
-    """Reflects x by each of H unit vectors `[..., H, D]`, in reverse from the last to the first."""
+    """Reflects x by H unit vectors `[..., H, D]` in turn; `reverse` starts with the last one."""
     for i in range(vectors.shape[-2])[:: -1 if reverse else 1]:
         v = vectors[..., i, :]
         x = x - 2 * (v * x).sum(-1, keepdims=True) * v
@@ -132,15 +132,15 @@ def times(matrix: Array, x: Array) -> Array:
 
 
 def with_diagonal(matrix: Array, diagonal: Array) -> Array:
-    """Matrices `[..., D, D]` with another diagonal, `[..., D]`."""
+    """Matrices `[..., D, D]` with their diagonals replaced by `[..., D]`."""
     i = jnp.arange(matrix.shape[-1])
     return matrix.at[..., i, i].set(diagonal)
 
 
 def _solve(matrix: Array, x: Array, *, lower: bool) -> Array:
-    """The v of matrix v = x, for a triangular matrix or one for each x."""
+    """Solves matrix v = x for v, with one triangular matrix, or one for each x."""
     size = x.shape[-1]
-    if matrix.size == size * size:  # One for all, whose vectors are the columns of one solve.
+    if matrix.size == size * size:  # One matrix: all vectors are columns of one solve.
         columns = x.reshape(math.prod(x.shape[:-1]), size).T
         one = matrix.reshape(size, size)
         solved = jax.lax.linalg.triangular_solve(one, columns, left_side=True, lower=lower)

@@ -1,4 +1,4 @@
-"""MADE: a masked autoencoder, and its outputs computed one after the other."""
+"""MADE: a masked autoencoder, in whole passes and one output after the other."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def made(
 
     Args:
       hidden: widths of the hidden layers.
-      context_dim: width of the context it is conditional on; None ignores any context.
+      context_dim: width of the context that it reads; None ignores any context.
       activation: the nonlinearity.
 
     Raises:
@@ -55,7 +55,7 @@ def made(
     def make(num_params: int, size: int) -> Conditioner:
         if size < 1:
             raise ValueError(f"made: expected an event of one entry or more, got {size}")
-        # Units of degree 0 see the context alone: without them the first output could not.
+        # Units of degree 0 see only the context: without them output 0 would not depend on it.
         lowest = 1 if context_dim is None else 0
         degrees = [np.arange(1, size + 1)]
         degrees += [masks.hidden_degrees(width, size, lowest=lowest) for width in hidden]
@@ -94,8 +94,8 @@ def made(
             return output_layer.apply(params[f"dense_{len(hidden)}"], h)
 
         def incremental(params: Params, x: Array, context: Array | None = None):
-            # All steps together cost about one pass: degrees ascend, so the units of one degree are
-            # neighbours, and those of lower degrees are known from the steps before.
+            # Step i computes only the units of degree i, which are neighbours because degrees
+            # ascend; those of lower degrees are in the cache. So all steps cost about one pass.
             context = check(x, context)
             check_shapes("made", params, shapes)
             cache = tuple(jnp.zeros((*x.shape[:-1], width), x.dtype) for width in hidden)
@@ -125,8 +125,9 @@ def made(
 class _MaskedDense(NamedTuple):
     """y_pj = b_pj + sum of w_pij x_i over the i with in_degrees[i] <= out_degrees[j].
 
-    Both degrees ascend. The kernel is one array `[rows, num_params * columns]`; the entries that
-    the mask forbids exist, start at zero and have a gradient of zero.
+    Both arrays of degrees are in ascending order. The kernel is one array `[rows, num_params *
+    columns]` of rows i and columns j. It includes the masked entries, which start at zero and have
+    a gradient of zero.
     """
 
     in_degrees: np.ndarray
@@ -142,24 +143,24 @@ class _MaskedDense(NamedTuple):
         return np.tile(self.in_degrees[:, None] <= self.out_degrees, self.num_params)
 
     def init(self, key: Array, dtype: Any, gain: float) -> Params:
-        """Normal weights of variance gain / fan-in, counting the inputs that the mask lets pass."""
+        """Normal weights of variance gain / fan-in; the fan-in counts only unmasked inputs."""
         mask = self.mask()
         std = np.sqrt(gain / np.maximum(mask.sum(0), 1))
         kernel = jax.random.normal(key, mask.shape, dtype) * (mask * std).astype(dtype)
         return {"kernel": kernel, "bias": jnp.zeros(self.shapes()["bias"], dtype)}
 
     def apply(self, params: Params, x: Array) -> Array:
-        """From `[..., rows]` to `[..., num_params, columns]`.
+        """Maps x `[..., rows]` to `[..., num_params, columns]`.
 
-        The mask is block-triangular: the product is computed in blocks of rows, each without the
-        columns that no row of it may reach.
+        As the mask is block-triangular, the product is computed in blocks of rows, each without
+        the columns that are masked in all of its rows.
         """
         kernel, bias = (params[name].astype(x.dtype) for name in ("kernel", "bias"))
         num_blocks = _num_blocks(len(self.in_degrees), len(self.out_degrees))
         edges = [i * len(kernel) // num_blocks for i in range(num_blocks)]
         mask = self.mask()
         y = match_rank(bias, x.ndim)
-        # In pieces and not as slices, because the gradient of a split is a concatenation.
+        # Split rather than sliced, because the gradient of a split is a concatenation.
         for start, block in zip(edges, jnp.split(kernel, edges[1:]), strict=True):
             rows = slice(start, start + len(block))
             unreached = int(np.argmax(mask[start])) if start else 0
@@ -170,11 +171,12 @@ class _MaskedDense(NamedTuple):
     def by_degree(
         self, params: Params, dtype: Any
     ) -> Callable[[Array, Array], tuple[Array, Array]]:
-        """The layer as a function from an input and a degree.
+        """The layer as a function of an input and a degree, which computes outputs of that degree.
 
-        It returns the outputs of that degree, `[..., num_params, n]`, and the index of the first.
-        n is the largest number of outputs of one degree. Where a degree has fewer, neighbours fill
-        up: those of lower degree are right, those of higher degree wait for inputs still unknown.
+        It returns n neighbouring outputs `[..., num_params, n]`, which include all of that degree,
+        and the index of the first. n is the largest number of outputs of one degree. If a degree
+        has fewer, the others are of lower degree, which are correct, or of higher degree, which are
+        not final, because they depend on inputs that are not known yet.
         """
         parts = self.num_params, len(self.out_degrees)
         kernel, bias = (params[name].astype(dtype) for name in ("kernel", "bias"))
@@ -194,8 +196,9 @@ class _MaskedDense(NamedTuple):
 
 
 def _num_blocks(rows: int, columns: int) -> int:
-    """Row blocks of a masked product: more of them skip more zeros, but multiply slower.
+    """Number of row blocks of a masked product: more blocks skip more zeros, but multiply slower.
 
-    Two for the square products, one for the narrow ones, is what stepped fastest on a CPU.
+    Two blocks for large products and one for small or narrow ones gave the fastest training steps
+    on a CPU.
     """
     return 2 if min(rows, columns) >= 256 else 1

@@ -18,8 +18,7 @@ def random_half(event_shape: tuple[int, ...], seed: int) -> np.ndarray:
 
     Args:
       event_shape: shape of the event.
-      seed: seed of the draw, which is NumPy's default generator's; the same seed gives the same
-        mask in every process.
+      seed: seed of NumPy's default generator; the same seed gives the same mask in every process.
     """
     size = int(np.prod(event_shape))
     mask = np.zeros(size, bool)
@@ -70,9 +69,10 @@ def hidden_degrees(size: int, event_size: int, *, lowest: int = 1) -> np.ndarray
     """Degrees of a MADE's hidden layer, in ascending order.
 
     A unit of degree m sees the inputs 1..m. Germain et al. (2015), eq. 8,
-    https://arxiv.org/abs/1502.03509, with the degrees spread evenly rather than drawn. A layer with
-    two units a degree or more gives half of its units the lower half of the degrees and the other
-    half the upper one, so that a masked product splits into two blocks of equal width.
+    https://arxiv.org/abs/1502.03509, with the degrees spread evenly rather than drawn. If there are
+    two units or more for each degree, half of the units have degrees in the lower half of the
+    range and the other half in the upper half, so that a masked product splits into two blocks of
+    equal width.
 
     >>> hidden_degrees(4, 5).tolist()
     [1, 2, 3, 4]
@@ -80,7 +80,7 @@ def hidden_degrees(size: int, event_size: int, *, lowest: int = 1) -> np.ndarray
     Args:
       size: number of hidden units.
       event_size: number D of inputs.
-      lowest: smallest degree; 0 gives units that see the context alone.
+      lowest: smallest degree; units of degree 0 see no input, only the context.
 
     Returns:
       Integers `[size]` between min(lowest, D - 1) and D - 1.

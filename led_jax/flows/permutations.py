@@ -34,7 +34,7 @@ def permute(order: np.ndarray | Array) -> Flow:
 
 @constructor
 def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> Flow:
-    """`permute` with the inverse given, so that a traced order needs no sorting; trusts both.
+    """`permute` with the inverse order given: a traced order needs no sorting. Checks neither.
 
     >>> flow = permute_by(np.array([2, 0, 1]), np.array([1, 2, 0]))
     >>> flow.inverse((), jnp.arange(3.0))[0].tolist()
@@ -45,7 +45,8 @@ def permute_by(order: np.ndarray | Array, inverse_order: np.ndarray | Array) -> 
         if x.shape[-1:] != (len(indices),):
             raise ValueError(f"permute: expected x of shape [..., {len(indices)}], got {x.shape}")
         if isinstance(indices, np.ndarray):
-            # As slices, whose gradient is a slice: that of a gather is a scatter.
+            # The identity and the reversal are slices, because the gradient of a slice is a slice,
+            # and that of a gather a scatter.
             for step in (1, -1):
                 if (indices == np.arange(len(indices))[::step]).all():
                     return x[..., ::step]
@@ -64,7 +65,8 @@ def reverse() -> Flow:
     """
 
     def flip(x: Array) -> Array:
-        # In one piece XLA would compute the entries in each layer again from all layers before it.
+        # In two pieces, because XLA would otherwise recompute, in each layer, the entries from all
+        # layers before it.
         low, high = jnp.array_split(x, 2, -1)
         return jnp.concatenate([high[..., ::-1], low[..., ::-1]], -1)
 

@@ -1,4 +1,4 @@
-"""Planar and radial flows: a vector is moved along one direction, or to and from one point."""
+"""Planar and radial flows: they move x along one direction, or towards or away from one point."""
 
 import math
 from collections.abc import Callable
@@ -21,9 +21,9 @@ def planar(event_shape: tuple[int, ...], depth: int, context_dim: int | None = N
     """A stack of planar layers, y = x + u' tanh(w.x + b).
 
     Rezende and Mohamed (2015), eq. 10 to 12, https://arxiv.org/abs/1505.05770. By their appendix
-    A.1, u' = u + (softplus(w.u) - 1 - w.u) w / |w|^2, which makes the map invertible. It changes
-    w.x alone: the inverse is one monotone scalar equation a layer, solved to rounding error and
-    differentiated by the implicit function theorem.
+    A.1, u' = u + (softplus(w.u) - 1 - w.u) w / |w|^2, which makes the map invertible. The inverse
+    solves one monotone scalar equation a layer, for w.x, to rounding error, and is differentiated
+    by the implicit function theorem.
 
     >>> flow = planar((3,), 2)
     >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
@@ -33,12 +33,12 @@ def planar(event_shape: tuple[int, ...], depth: int, context_dim: int | None = N
     Args:
       event_shape: shape of an event of D entries.
       depth: number of layers; 0 gives the identity.
-      context_dim: width of the context of which w, u and b are a linear function, as in inference
-        with amortised flows; None learns them. A fresh flow is the identity either way.
+      context_dim: width of a context; w, u and b are then bias + context @ kernel, as in amortised
+        inference. None makes them parameters. A fresh flow is the identity either way.
 
     Returns:
-      A flow whose parameters are `{"bias": [depth, 2 D + 1]}`, w, u and b one after the other,
-      and `{"context": {"kernel": [depth, context_dim, 2 D + 1]}}` beside it for a context.
+      A flow whose parameters are `{"bias": [depth, 2 D + 1]}`, with w, u and b one after the other.
+      With a context there is also `"context": {"kernel": [depth, context_dim, 2 D + 1]}`.
 
     Raises:
       ValueError: if depth is negative; from the flow's functions, if the input, the context or the
@@ -51,7 +51,7 @@ def planar(event_shape: tuple[int, ...], depth: int, context_dim: int | None = N
         return init_linear(jnp.concatenate([w, u, 0 * w[:1]]), context_dim, x, context)
 
     def read(params: Params, x: Array, context: Array | None) -> tuple[Array, Array, Array, Array]:
-        """The layer's w, its u', 1 + w.u' and b."""
+        """The layer's w and u' `[..., D]`, 1 + w.u' and b `[...]`."""
         size = x.shape[-1]
         raw = linear_in_context("planar", params, 2 * size + 1, context_dim, x, context)
         w, u, b = raw[..., :size], raw[..., size:-1], raw[..., -1]
@@ -91,15 +91,15 @@ def radial(event_shape: tuple[int, ...], depth: int, context_dim: int | None = N
     Args:
       event_shape: shape of an event of D entries.
       depth: number of layers; 0 gives the identity.
-      context_dim: width of the context of which c, a and b are a linear function; None learns them.
-        A fresh flow is the identity either way.
+      context_dim: width of a context; c, a and b are then bias + context @ kernel. None makes them
+        parameters. A fresh flow is the identity either way.
 
     Returns:
-      A flow whose parameters are `{"bias": [depth, D + 2]}`, c, a and b one after the other, and
-      `{"context": {"kernel": [depth, context_dim, D + 2]}}` beside it for a context.
+      A flow whose parameters are `{"bias": [depth, D + 2]}`, with c, a and b one after the other.
+      With a context there is also `"context": {"kernel": [depth, context_dim, D + 2]}`.
 
     Raises:
-      ValueError: as from `planar`.
+      ValueError: as in `planar`.
     """
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
@@ -108,12 +108,12 @@ def radial(event_shape: tuple[int, ...], depth: int, context_dim: int | None = N
         return init_linear(jnp.concatenate([center, start]), context_dim, x, context)
 
     def read(params: Params, x: Array, context: Array | None) -> tuple[Array, Array, Array]:
-        """The center; alpha and alpha + beta', `[..., 1]`."""
+        """The center c `[..., D]`, alpha and alpha + beta' `[..., 1]`."""
         raw = linear_in_context("radial", params, x.shape[-1] + 2, context_dim, x, context)
         return raw[..., :-2], softplus(raw[..., -2:-1]), softplus(raw[..., -1:])
 
     def log_det(alpha: Array, total: Array, radius: Array, size: int) -> Array:
-        # Of 1 + beta' / (alpha + r) and of d|y - c| / dr: all terms are positive.
+        # Logarithms of 1 + beta' / (alpha + r) and of d|y - c| / dr, from positive terms only.
         log_scale = jnp.log(radius + total) - jnp.log(radius + alpha)
         log_slope = jnp.log(radius * (radius + 2 * alpha) + alpha * total)
         return ((size - 1) * log_scale + log_slope - 2 * jnp.log(radius + alpha)).squeeze(-1)
@@ -127,7 +127,7 @@ def radial(event_shape: tuple[int, ...], depth: int, context_dim: int | None = N
     def inverse(params: Params, y: Array, context: Array | None = None):
         center, alpha, total = read(params, y, context)
         outer = _norm(widened(y) - center)
-        # r^2 + b r = alpha |y - c|, by the form of the root that subtracts nothing for b's sign.
+        # The root of r^2 + b r = alpha |y - c|, in the form without cancellation for b's sign.
         b = total - outer
         root = jnp.sqrt(b * b + 4 * alpha * outer)
         is_far = b < 0

@@ -1,7 +1,7 @@
 """Flows from R^D to other supports, and a flow on some of the entries.
 
-A value that would round to the border of its support becomes the number next to it, so that other
-densities can score it. Log-determinants are those of the exact map, far out, too.
+A value that would round to the border of its support becomes the floating-point number next to it,
+so that densities on the open support can score it. Log-determinants remain those of the exact map.
 """
 
 import math
@@ -22,7 +22,7 @@ from led_jax.numerics import log_sigmoid, match_rank, widened
 def probit() -> Flow:
     """y_i = Phi(x_i) on vectors `[..., D]`, the standard normal distribution function.
 
-    Takes R^D to (0, 1)^D, and a standard normal to a uniform density. It has no parameters.
+    Maps R^D to (0, 1)^D, and a standard normal to a uniform density. It has no parameters.
 
     >>> y, log_det = probit().apply((), jnp.zeros((4, 3)))
     >>> y.shape, log_det.shape
@@ -57,7 +57,7 @@ def sigmoid(low: float = 0.0, high: float = 1.0) -> Flow:
     log_width = math.log(high - low)
 
     def from_line(x: Array) -> tuple[Array, Array]:
-        # From the nearer border: the distance to it keeps its digits where the border is 0.
+        # Measured from the nearer border: if that is 0, y keeps full relative precision near it.
         rise, fall = ((high - low) * special.expit(u) for u in (x, -x))
         y = jnp.where(x < 0, low + rise, high - fall)
         return y, log_width + log_sigmoid(x) + log_sigmoid(-x)
@@ -73,7 +73,7 @@ def sigmoid(low: float = 0.0, high: float = 1.0) -> Flow:
 def softplus(low: float = 0.0) -> Flow:
     """y_i = low + log(1 + e^x_i) on vectors `[..., D]`: R^D to (low, inf)^D.
 
-    Far up it is the identity, so that tails stay as they are. It has no parameters.
+    For large x it is nearly x + low, so that the upper tail does not change. It has no parameters.
 
     >>> y, _ = softplus().apply((), jnp.array([0.0, 100.0]))
     >>> round(float(y[0]), 4), float(y[1])
@@ -116,11 +116,11 @@ def exp() -> Flow:
 def simplex() -> Flow:
     """Stick-breaking: vectors `[..., D - 1]` to `[..., D]` of positive entries that sum to one.
 
-    y_i = s_i (1 - y_1 - ... - y_{i-1}), with s_i = sigmoid(x_i - log(D - i)), and y_D is what is
-    left; zeros give equal shares. As in the Stan Reference Manual, "Unit simplex". The volume is
-    that of the first D - 1 entries, for which log|det dy/dx| = log y_1 + ... + log y_D. It has no
-    parameters, and is the one flow whose two sides differ in size: `init` of what contains it
-    takes an x of the base's size D - 1.
+    y_i = s_i (1 - y_1 - ... - y_{i-1}), with s_i = sigmoid(x_i - log(D - i)), and y_D is the
+    remainder; x = 0 gives equal entries. As in the Stan Reference Manual, "Unit simplex". The
+    log-determinant is that of the map to the first D - 1 entries, log y_1 + ... + log y_D. It has
+    no parameters, and is the only flow whose base and target differ in size: `init` of a flow or
+    density that contains it takes an x of the base's size D - 1.
 
     >>> y, log_det = simplex().apply((), jnp.zeros((5, 3)))
     >>> y[0].tolist(), log_det.shape
@@ -131,7 +131,7 @@ def simplex() -> Flow:
     """
 
     def log_counts(size: int, ndim: int) -> Array:
-        """log(D - i) of i = 1, ..., D - 1."""
+        """log(D - i) for i = 1, ..., D - 1, where D - 1 is `size`."""
         return match_rank(np.log(np.arange(size, 0, -1)), ndim)
 
     def apply(params: Params, x: Array, context: Array | None = None):
@@ -147,12 +147,13 @@ def simplex() -> Flow:
         if not y.ndim or y.shape[-1] < 2:
             raise ValueError(f"simplex: expected vectors of two entries or more, got {y.shape}")
         wide = widened(_inside(y, 0.0, 1.0))
-        # What is left, as the sum of what follows: a difference from 1 would cancel.
+        # The remainder after entry i, as the sum of the later entries: 1 minus the earlier ones
+        # would cancel.
         left = jnp.flip(jnp.cumsum(jnp.flip(wide, -1), -1), -1)[..., 1:]
         log_y = jnp.log(wide)
         counts = log_counts(y.shape[-1] - 1, y.ndim).astype(wide.dtype)
         x = log_y[..., :-1] - jnp.log(left) + counts
-        # A density is zero outside; sums may have been rounded.
+        # Densities are zero outside the simplex; the sum may be off by rounding.
         tolerance = max(1e-3, 8 * y.shape[-1] * float(jnp.finfo(y.dtype).eps))
         is_outside = (y < 0).any(-1) | (jnp.abs(widened(y).sum(-1) - 1) > tolerance)
         log_det = jnp.where(is_outside, -jnp.inf, -log_y.sum(-1))
@@ -171,14 +172,14 @@ def on(columns: Sequence[int], flow: Flow) -> Flow:
     [1.0, 5.0, 5.0, 0.0]
 
     Args:
-      columns: which entries, in the order in which the flow takes them; from 0.
+      columns: indices of the entries, from 0, in the order in which the flow takes them.
       flow: a flow on vectors `[..., len(columns)]`.
 
     Returns:
       A flow on vectors, with the parameters of `flow`.
 
     Raises:
-      ValueError: if columns are none, repeated or negative; from the flow's functions, if the
+      ValueError: if columns are empty, repeated or negative; from the flow's functions, if the
         input has too few entries or `flow` changes their number.
     """
     picked = np.asarray(columns)
@@ -217,9 +218,10 @@ Elementwise = Callable[[Array], tuple[Array, Array]]
 
 
 def _elementwise(from_line: Elementwise, to_line: Elementwise, low: float, high: float) -> Flow:
-    """A flow from R^D to (low, high)^D from its two directions on one entry.
+    """A flow from R^D to (low, high)^D, from its two directions on one entry.
 
-    Each returns the other side's value, and log dy/dx there: `to_line` does not change its sign.
+    `from_line` maps x to (y, log dy/dx), and `to_line` maps y to (x, log dy/dx): the sign of the
+    log-derivative is the same in both.
     """
 
     def apply(params: Params, x: Array, context: Array | None = None):
@@ -228,7 +230,7 @@ def _elementwise(from_line: Elementwise, to_line: Elementwise, low: float, high:
 
     def inverse(params: Params, y: Array, context: Array | None = None):
         x, log_slope = to_line(widened(_inside(y, low, high)))
-        # A density is zero outside; on the border y may have been rounded.
+        # Densities are zero outside; a y on the border may be there by rounding.
         is_outside = ((y < low) | (y > high)).any(-1)
         log_det = jnp.where(is_outside, -jnp.inf, -log_slope.sum(-1))
         return x.astype(y.dtype), log_det.astype(y.dtype)
@@ -237,7 +239,7 @@ def _elementwise(from_line: Elementwise, to_line: Elementwise, low: float, high:
 
 
 def _inside(y: Array, low: float, high: float) -> Array:
-    """`y` kept within the dtype's numbers next to the borders; next to 0 the least normal one."""
+    """Clips y to the numbers next to the borders; next to a border 0, the least normal number."""
     tiny = jnp.finfo(y.dtype).tiny
     first = np.nextafter(y.dtype.type(low), y.dtype.type(high))
     last = np.nextafter(y.dtype.type(high), y.dtype.type(low))

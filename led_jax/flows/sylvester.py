@@ -1,4 +1,4 @@
-"""Sylvester flows: planar ones with many hidden units, y = x + Q R tanh(S Q' x + b)."""
+"""Sylvester flows: planar flows with many hidden units, y = x + Q R tanh(S Q' x + b)."""
 
 import math
 from collections.abc import Callable
@@ -25,10 +25,10 @@ def triangular_sylvester(
 
     Van den Berg, Hasenclever, Tomczak and Welling (2018), eq. 13 and section 3.2.3,
     https://arxiv.org/abs/1803.05649. R and S are upper triangular, with diagonals in (-1, 1), which
-    makes the map invertible; the determinant is the product of 1 + tanh'(.) R_ii S_ii. The entries
-    are reversed after each layer, as the paper's alternating permutations do. The inverse is a back
-    substitution: D monotone scalar equations a layer, one after the other, each solved to rounding
-    error.
+    makes the map invertible; the determinant is the product of 1 + tanh'(.) R_ii S_ii. The order of
+    the entries is reversed after each layer, which stands for the paper's alternating permutations.
+    The inverse is a back substitution: it solves D monotone scalar equations a layer, one after the
+    other, each to rounding error.
 
     >>> flow = triangular_sylvester((3,), 2)
     >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
@@ -38,8 +38,9 @@ def triangular_sylvester(
     Args:
       event_shape: shape of an event of D entries.
       depth: number of layers; 0 gives the identity.
-      context_dim: width of the context of which R, S and b are a linear function; None learns them.
-        A fresh layer is the identity, up to the reversal, either way.
+      context_dim: width of a context; the numbers that R, S and b are made from are then bias +
+        context @ kernel. None makes them parameters. A fresh layer only reverses the entries,
+        either way.
 
     Raises:
       ValueError: if depth is negative; from the flow's functions, if the input, the context or the
@@ -59,8 +60,8 @@ def householder_sylvester(
     """A stack of Householder Sylvester layers, y = x + Q R tanh(S Q' x + b).
 
     Van den Berg, Hasenclever, Tomczak and Welling (2018), eq. 13 and section 3.2.2,
-    https://arxiv.org/abs/1803.05649. R and S as for `triangular_sylvester`; the orthogonal matrix Q
-    is a product of Householder reflections.
+    https://arxiv.org/abs/1803.05649. R and S are as in `triangular_sylvester`; the orthogonal
+    matrix Q is a product of Householder reflections.
 
     >>> flow = householder_sylvester((3,), 2, num_reflections=2)
     >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
@@ -71,11 +72,12 @@ def householder_sylvester(
       event_shape: shape of an event of D entries.
       depth: number of layers; 0 gives the identity.
       num_reflections: number of reflections a layer.
-      context_dim: width of the context of which R, S, b and the reflections are a linear function;
-        None learns them. A fresh flow is the identity either way.
+      context_dim: width of a context; the numbers that R, S, b and the reflections are made from
+        are then bias + context @ kernel. None makes them parameters. A fresh flow is the identity
+        either way.
 
     Raises:
-      ValueError: if depth is negative or num_reflections is not positive; else as from
+      ValueError: if depth is negative or num_reflections is not positive; else as in
         `triangular_sylvester`.
     """
     if num_reflections < 1:
@@ -97,10 +99,11 @@ def orthogonal_sylvester(
     """A stack of orthogonal Sylvester layers, y = x + Q R tanh(S Q' x + b).
 
     Van den Berg, Hasenclever, Tomczak and Welling (2018), eq. 13 and section 3.2.1,
-    https://arxiv.org/abs/1803.05649. Q has M orthonormal columns, and R and S are M x M, as for
-    `triangular_sylvester`: a layer moves x within the space of its columns. They are made by the
-    iteration Q <- Q (3 I - Q' Q) / 2, which is exact to rounding where no column is within about
-    1e-6 of the space of the others. The inverse solves M monotone scalar equations a layer.
+    https://arxiv.org/abs/1803.05649. Q has M orthonormal columns, and R and S are M x M and else as
+    in `triangular_sylvester`: a layer moves x within the span of the columns. These are computed
+    from free vectors by the iteration Q <- Q (3 I - Q' Q) / 2, which is exact to rounding unless a
+    vector is within about 1e-6 of the span of the others. The inverse solves M monotone scalar
+    equations a layer.
 
     >>> flow = orthogonal_sylvester((3,), 2, num_columns=2)
     >>> params = flow.init(jax.random.key(0), jnp.zeros(3))
@@ -111,11 +114,12 @@ def orthogonal_sylvester(
       event_shape: shape of an event of D entries.
       depth: number of layers; 0 gives the identity.
       num_columns: M, from 1 to D.
-      context_dim: width of the context of which R, S, b and the columns are a linear function; None
-        learns them. A fresh flow is the identity either way.
+      context_dim: width of a context; the numbers that R, S, b and the columns are made from are
+        then bias + context @ kernel. None makes them parameters. A fresh flow is the identity
+        either way.
 
     Raises:
-      ValueError: if depth is negative or num_columns is not from 1 to D; else as from
+      ValueError: if depth is negative or num_columns is not from 1 to D; else as in
         `triangular_sylvester`.
     """
     size = math.prod(event_shape)
@@ -129,12 +133,12 @@ def orthogonal_sylvester(
 
 
 class _Frame(NamedTuple):
-    """How a matrix Q of M orthonormal columns in D dimensions is made from free parameters.
+    """A parameterisation of D x M matrices Q with orthonormal columns by free vectors.
 
     Attributes:
       num_columns: `D -> M`.
-      num_vectors: number of vectors of D entries that it is made from.
-      read: `[..., num_vectors, D] -> (x -> Q' x, v -> Q v)`.
+      num_vectors: number of vectors of D entries that Q is computed from.
+      read: `[..., num_vectors, D] -> (x -> Q' x, v -> Q v)`, from the vectors to two functions.
     """
 
     num_columns: Callable[[int], int]
@@ -143,7 +147,7 @@ class _Frame(NamedTuple):
 
 
 def _reflections(number: int) -> _Frame:
-    """A product of Householder reflections; none at all make the identity."""
+    """A product of Householder reflections; the identity if `number` is 0."""
 
     def read(raw: Array):
         vectors = unit_vectors(raw)
@@ -156,11 +160,11 @@ _ORTHONORMAL_STEPS = 40  # A small singular value grows 1.5-fold a step: 1.5^40 
 
 
 def _columns(number: int) -> _Frame:
-    """The orthonormal columns next to some that are free."""
+    """The orthonormal columns that are nearest to free vectors, by an iteration."""
 
     def read(raw: Array):
         squares = (raw * raw).sum((-2, -1), keepdims=True)
-        # Singular values are at most 1 from here on: those above sqrt(3) would diverge.
+        # Scaled so that singular values are at most 1: from above sqrt(3) the iteration diverges.
         rows = raw * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(raw.dtype).tiny))
 
         def step(rows: Array, _: None) -> tuple[Array, None]:
@@ -175,9 +179,10 @@ def _columns(number: int) -> _Frame:
 
 
 def _layer(name: str, frame: _Frame, context_dim: int | None) -> Flow:
-    """One layer, whose parameters are a vector: a matrix, S's diagonal, b and the frame's vectors.
+    """One layer. Its parameters are a vector: an M x M matrix, S's diagonal, b, Q's free vectors.
 
-    R has the matrix's upper triangle, S the lower one's transpose, as in the authors' code.
+    R is the upper triangle of the matrix, and S above its diagonal is the transpose of the lower
+    triangle, as in the authors' code. The diagonals go through tanh.
     """
 
     def init(key: Array, x: Array, context: Array | None = None) -> Params:
@@ -225,13 +230,14 @@ def _layer(name: str, frame: _Frame, context_dim: int | None) -> Flow:
         rows = [jnp.moveaxis(a, -2, 0) for a in (r, s)]
 
         def solve(carry, entry):
-            """From the last entry to the first: those behind entry i are known, it is not."""
+            """Solves for entry i, given the entries after it: the scan starts with the last one."""
             x, h, is_i = carry
             y, slope, b, r_row, s_row = entry
             own = match(is_i, x)
             rest = y - (r_row * h).sum(-1)
             shift = (s_row * x).sum(-1) + b
-            # v + r tanh(s v + shift) = rest, of which s times is an equation for s v + shift.
+            # Entry v solves v + r tanh(s v + shift) = rest. Multiplied by s, this is an equation
+            # for s v + shift.
             scale, reach = ((row * own).sum(-1) for row in (s_row, r_row))
             inner, log_det = inverse_residual_tanh(slope, scale * rest + shift)
             t = jnp.tanh(inner)

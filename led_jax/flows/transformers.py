@@ -1,7 +1,7 @@
-"""Elementwise monotone maps: what a coupling or autoregressive layer does to one entry.
+"""Transformers: elementwise monotone maps, which coupling and autoregressive layers apply.
 
-A transformer's parameters are unconstrained reals, as a network emits them. All zeros mean the
-identity, or close to it, so that a layer whose conditioner starts at zero starts there too.
+A transformer's parameters are unconstrained reals, as a network emits them. If all are zero, it is
+the identity or close to it, and so is a fresh layer, because its conditioner's output is zero.
 """
 
 import functools
@@ -17,10 +17,10 @@ from led_jax.checks import check_raw
 from led_jax.descriptions import constructor, describe, register
 from led_jax.numerics import as_float, log_sigmoid, match_rank, softplus, widened
 
-# `gate` closes no further than to e^-20, beyond what float32 resolves: its inverse stays finite.
+# Least logit of `gate`: its slope is at least about e^-20, so that its inverse stays finite.
 _MIN_LOGIT = -20.0
 
-# Least share of a spline's interval that a bin has, and least slope at a knot.
+# Least width and height of a spline's bin, relative to the interval, and least slope at a knot.
 _MIN_BIN = 1e-3
 _MIN_SLOPE = 1e-3
 # softplus(_SLOPE_BIAS) + _MIN_SLOPE is 1, the slope of the identity.
@@ -39,18 +39,18 @@ class _Transformer(NamedTuple):
 class Transformer(_Transformer):
     """An elementwise monotone map and its inverse.
 
-    Its functions take whatever holds real numbers, and refuse a `raw` of another number of
-    parameters. The class derives from the tuple so that a transformer may have a `__doc__` of its
-    own, which `help` shows.
+    Its functions convert integers, NumPy arrays and lists to floats, and raise a ValueError if
+    `raw` has another number of parameters. The class derives from a NamedTuple so that each
+    transformer can have its own `__doc__`, which `help` shows.
 
     Attributes:
       num_params: number P of parameters for each entry.
       apply: `(raw, x) -> (y, log_det)` for raw `[..., P, D]` and x `[..., D]`; log_det is
         elementwise, `[..., D]`.
       inverse: `(raw, y) -> (x, log_det)`, with the log-derivative of the inverse.
-      cheap: the direction that has a closed form, "apply" or "inverse", where the other one is a
-        search for a root; or "both". A density that mostly scores wants its flow's `inverse` cheap,
-        one that mostly samples `apply`; `flows.invert` exchanges them.
+      cheap: the direction that has a closed form, "apply" or "inverse", if the other one searches
+        for a root; or "both". A density that is mostly scored should have a flow whose `inverse` is
+        cheap, one that is mostly sampled a flow whose `apply` is; `flows.invert` exchanges them.
     """
 
     def __new__(
@@ -105,9 +105,8 @@ def _bounded(raw: Array, bound: float) -> Array:
 def scaled(max_log_scale: float) -> Transformer:
     """y = x e^s + t, with s = m tanh(raw / m) for m = `max_log_scale`.
 
-    A layer scales by e^m at most, a stack of L layers by e^(L m), whatever its networks emit. Far
-    from the data a deep stack meets inputs that it has not learned to scale: a small m bounds what
-    they cost.
+    Whatever its networks emit, a layer scales by e^m at most, and a stack of L layers by e^(L m).
+    For inputs far from the data the scales of a deep stack are not learned: a small m bounds them.
 
     >>> y, log_det = scaled(0.5).apply(jnp.full((2, 1), 9.0), jnp.zeros(1))
     >>> round(float(log_det[0]), 3)
@@ -216,12 +215,12 @@ def spline(num_bins: int = 8, bound: float | None = 5.0, *, periodic: bool = Fal
       bound: the interval is [-bound, bound], and the slope is 1 at its ends, where linear tails
         begin: 3 K - 1 parameters. None gives the box [0, 1] with free slopes at its ends, for
         densities on (0, 1)^D: 3 K + 1 parameters.
-      periodic: a circular spline, for angles, instead: the interval is one turn, its ends have the
-        same slope, and a turn further f(x + turn) = f(x) + turn. 3 K parameters. Rezende et al.
-        (2020), section 2.1, https://arxiv.org/abs/2002.02428.
+      periodic: makes a circular spline, for angles: the interval is one turn, both of its ends have
+        the same slope, and f(x + turn) = f(x) + turn. 3 K parameters. Rezende et al. (2020),
+        section 2.1, https://arxiv.org/abs/2002.02428.
 
     Raises:
-      ValueError: if there are no bins or more than fit in, or the bound is not positive.
+      ValueError: if num_bins is not from 1 to 999, or the bound is not positive.
     """
     if not 1 <= num_bins < 1 / _MIN_BIN:
         raise ValueError(f"spline: num_bins must be 1 to {1 / _MIN_BIN - 1:.0f}, got {num_bins}")
@@ -262,12 +261,12 @@ def spline(num_bins: int = 8, bound: float | None = 5.0, *, periodic: bool = Fal
         )
 
     def into_interval(value: Array) -> tuple[Array, Array, Array]:
-        """The point to take the spline at, how far it was moved, and whether to take it at all."""
+        """The point at which to evaluate, by how much it was shifted, and whether it is inside."""
         moved, inside = jnp.zeros_like(value), (value > low) & (value < high)
         if periodic:
             moved = turn * jnp.floor((value - low) / turn)
             inside = jnp.ones_like(inside)
-        # Outside, too, the branch not taken must stay finite.
+        # Clipped, so that the spline is finite outside as well, where its value is not used.
         return jnp.clip(value - moved, low, high), moved, inside
 
     def apply(raw: Array, x: Array) -> tuple[Array, Array]:
@@ -282,7 +281,7 @@ def spline(num_bins: int = 8, bound: float | None = 5.0, *, periodic: bool = Fal
         inner, moved, inside = into_interval(y)
         bin = find_bin(raw, inner, is_output=True)
         rise = jnp.clip((inner - bin.y) / bin.height, 0, 1)
-        # a t^2 + b t = c in [0, 1], by the form of the root that subtracts nothing for b's sign.
+        # The root in [0, 1] of a t^2 + b t = c, in the form without cancellation for b's sign.
         a = bin.chord - bin.slope + rise * bin.bend
         b = bin.slope - rise * bin.bend
         c = bin.chord * rise
@@ -300,9 +299,10 @@ def sigmoid_mixture(num_units: int = 8) -> Transformer:
     """y = logit(sum_j w_j sigmoid(a_j x + b_j)), with w = softmax(raw), a = e^(3 tanh(raw / 3)).
 
     The deep sigmoidal flow of neural autoregressive flows: Huang et al. (2018), eq. 8,
-    https://arxiv.org/abs/1804.00779. The b_j start spread over (-1, 1), else the units would stay
-    equal; a fresh map differs from the identity by 0.2 at most. The inverse is found numerically,
-    to rounding error, and differentiated by the implicit function theorem.
+    https://arxiv.org/abs/1804.00779. The b_j are raw numbers plus offsets spread over (-1, 1),
+    because equal units would stay equal; a fresh map differs from the identity by 0.2 at most. The
+    inverse is found numerically, to rounding error, and differentiated by the implicit function
+    theorem.
 
     >>> sigmoid_mixture(4).cheap
     'apply'
@@ -330,7 +330,7 @@ def sigmoid_mixture(num_units: int = 8) -> Transformer:
         log_on, log_off = log_sigmoid(u), log_sigmoid(-u)
         on, off = log_weight + log_on, log_weight + log_off
         y = jax.nn.logsumexp(on, -2) - jax.nn.logsumexp(off, -2)
-        # d log(S)/dx - d log(1 - S)/dx for the weighted sum S: positive terms, nothing cancels.
+        # d log(S)/dx - d log(1 - S)/dx for the weighted sum S, as a sum of positive terms.
         terms = [
             log_scale + jax.nn.log_softmax(on, -2) + log_off,
             log_scale + jax.nn.log_softmax(off, -2) + log_on,
@@ -339,7 +339,7 @@ def sigmoid_mixture(num_units: int = 8) -> Transformer:
 
     def solve(raw: Array, y: Array) -> tuple[Array, Array]:
         _, log_scale, shift = split(raw)
-        # Each unit alone takes y at a point of its own; the mixture takes it between these.
+        # Each unit alone has the value y at one point; the mixture has it between these points.
         points = (y[..., None, :] - shift) * jnp.exp(-log_scale)
         x = bracketed_root(functools.partial(apply, raw), y, points.min(-2), points.max(-2))
         return x, -apply(raw, x)[1]
@@ -353,7 +353,7 @@ def bracketed_root(
 ) -> Array:
     """Solves fn(x) = y elementwise for an increasing fn, between low and high.
 
-    Newton's method, safeguarded: where a step leaves the bracket, and every third time, bisection.
+    Newton's method, with bisection wherever a step leaves the bracket, and in every third step.
 
     Args:
       fn: `x -> (value, log-derivative)`.
@@ -385,7 +385,7 @@ def bracketed_root(
 def _in_float32(
     transform: Callable[[Array, Array], tuple[Array, Array]],
 ) -> Callable[[Array, Array], tuple[Array, Array]]:
-    """`transform` computed in float32 where its input is narrower, because sums need the bits."""
+    """`transform` computed in float32 if its input is narrower, because sums need more bits."""
 
     def wide(raw: Array, x: Array) -> tuple[Array, Array]:
         y, log_det = transform(widened(raw), widened(x))
@@ -400,7 +400,8 @@ def implicit_inverse(
 ) -> Callable[[Array, Array], tuple[Array, Array]]:
     """`solve`, differentiated by the implicit function theorem, in both modes and at any order.
 
-    For y = f(raw, x): dx = (dy - df) / (df/dx), where df is that of raw at a fixed x.
+    For y = f(raw, x): dx = (dy - df) / (df/dx), where df is the differential of f in raw at fixed
+    x.
     """
 
     @jax.custom_jvp
