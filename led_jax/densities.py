@@ -143,7 +143,7 @@ def standard_normal(event_shape: tuple[int, ...]) -> Density:
 
 @constructor
 def uniform(event_shape: tuple[int, ...]) -> Density:
-    """The uniform density on (0, 1)^D: log-density 0 inside, -inf outside.
+    """The uniform density on [0, 1]^D: log-density 0 there, -inf outside.
 
     >>> uniform((1,)).log_prob((), jnp.array([[0.3], [7.0]])).tolist()
     [0.0, -inf]

@@ -656,8 +656,8 @@ def _warn_of_far_samples(
         warnings.warn(
             f"to_samples: means of up to {np.abs(samples.mean(0)).max():.3g} lie over 100 standard "
             f"deviations from zero, and the density starts at {score:.3g} nats a sample: "
-            "standardise the samples, or let the flow begin with flows.invert(flows.actnorm()) and "
-            "initialise it with them",
+            "standardise the samples, or take densities.standardised(density), initialised with "
+            "them",
             stacklevel=4,
         )
 

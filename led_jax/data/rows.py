@@ -31,10 +31,12 @@ VALUES = {
 
 def _values(name: str) -> _Values:
     below, _, number = str(name).partition(" ")
-    if below == "below" and number.isdecimal():
+    if below == "below" and number.isdecimal() and 1 <= int(number) <= 256:
         return _Values(0, int(number) - 1, True, f"whole numbers 0..{int(number) - 1}")
     if name not in VALUES:
-        raise ValueError(f"values is {name!r}, expected 'below N' or one of {list(VALUES)}")
+        raise ValueError(
+            f"values is {name!r}, expected 'below K' with a K from 1 to 256, or one of {list(VALUES)}"
+        )
     return VALUES[name]
 
 
@@ -46,7 +48,7 @@ def check_rows(what: str, array: np.ndarray, values: str = "unit") -> np.ndarray
         array: `[n, ...]` of bool, integer or float dtype.
         values: `unit` for numbers in [0, 1], which a Bernoulli likelihood takes; `levels` for whole
             numbers 0..255; `scaled_levels` for whole numbers 0..255, which are divided by 255;
-            `below K` for whole numbers 0..K - 1; `real` for any finite numbers.
+            `below K` for whole numbers 0..K - 1, K at most 256; `real` for any finite numbers.
 
     Returns:
         `[n, D]`: uint8 for whole numbers of the kinds `unit`, `levels` and `below K`, else float32.

@@ -95,6 +95,13 @@ def test_each_kind_of_values(values, good, bad):
         check_rows("x", np.array([bad]), values)
 
 
+@pytest.mark.parametrize("values", ["below 300", "below 0", "below", "grey"])
+def test_no_kind_of_values(values):
+    """A row's entry is a byte: of 300 categories the last ones would be others."""
+    with pytest.raises(ValueError, match=f"values is '{values}', expected 'below K' with a K from"):
+        check_rows("x", np.zeros((2, 3)), values)
+
+
 def test_a_file_is_its_arrays(tmp_path):
     np.savez(tmp_path / "mine.npz", train=BITS, train_labels=np.array([{}] * 40))
     expected = from_arrays(BITS, split=(0.6, 0.2, 0.2), seed=4, name="mine")
