@@ -42,8 +42,9 @@ def _field(default: Any, help: str, *, free: bool = False, choices: tuple[str, .
 class Config:
     """The configuration of a run; each field has a flag of the same name.
 
-    The properties `num_epochs` and `latent_size` resolve fields that are None, and `likelihood` the
-    decoder "default", by other fields. Fields marked free may change when a run is resumed.
+    If a field is None, or the decoder is "default", its value depends on other fields: see the
+    properties `num_epochs`, `latent_size` and `likelihood`. Fields marked free may change when a
+    run is resumed.
 
     Raises:
       ValueError: if a field is invalid, or does not go with the others.
@@ -325,7 +326,7 @@ class Config:
         return self.latent_dim or math.prod(self.latent_shape or (default,))
 
     def record(self) -> dict[str, Any]:
-        """The value of every field, with those resolved that depend on other fields."""
+        """The value of every field; values that depend on other fields are resolved."""
         return vars(self) | {
             "epochs": self.num_epochs,
             "latent_dim": self.latent_size,

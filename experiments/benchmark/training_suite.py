@@ -55,7 +55,7 @@ _STACKS = (
     *(dataclasses.replace(_MLP, prior_depth=depth) for depth in (4, 8, 12)),
     *(dataclasses.replace(_MLP, posterior_depth=depth) for depth in (4, 12)),
 )
-_COMPILE_DEPTHS = (4, 12, 64)  # stacks of MADE are unrolled up to a depth of 12
+_COMPILE_DEPTHS = (4, 12, 64)  # Stacks of MADE are unrolled up to depth 12.
 _NLL_SAMPLES = {"prior12": 5000, "resconv": 500}
 
 
