@@ -38,7 +38,10 @@ class Stop:
         self.received = False
 
     def agreed(self) -> bool:
-        """Whether a signal has come to any of several processes, all of which must call this."""
+        """Whether a signal has come to any of several processes, all of which must call this.
+
+        In a single process it is always False.
+        """
         if jax.process_count() == 1:
             return False
         return bool(multihost_utils.process_allgather(np.array(self.received)).any())
@@ -47,6 +50,8 @@ class Stop:
 @contextlib.contextmanager
 def stop_on_signal(advice: str) -> Iterator[Stop]:
     """Ends the process with status 0 after the first SIGTERM or SIGINT, at once after the second.
+
+    If the state cannot be saved, the status is 1; after a second signal, 128 plus its number.
 
     Args:
       advice: how to continue, in words; printed after how far the run has come.

@@ -102,8 +102,8 @@ def match(
     """Compares the aggregated posterior and the prior by quadrature, in z and in z0 = h^-1(z).
 
     Returns:
-      KL(q(z) || p(z)), the KL in z0, which has the same value, and the integral of each density
-      over its grid; and the panels E[q(z|x)], E[q(z0|x)], p(z0), p(z).
+      KL(q(z) || p(z)), the KL in z0, which has the same value, and the integrals of q(z), p(z) and
+      q(z0) over their grids; and the panels E[q(z|x)], E[q(z0|x)], p(z0), p(z).
     """
     encoding = estimators.encode_all(led, params, rows)
     grid = plane.latent_grid(led, params, rows, setting.latent_cells)

@@ -123,7 +123,7 @@ def build_led(prior: Flow) -> LED:
         encoder=encoders.mlp_encoder(2, (64, 64)),
         posterior=flows.chain(),
         prior=densities.transformed(densities.standard_normal((2,)), prior),
-        # The noise has a mode's width: with means only at the centres, the model would be exact.
+        # The noise has a mode's width: with means only at the centres, the model can be exact.
         decoder=decoders.decoder(likelihoods.gaussian(STD), MLP((64, 64, 2))),
     )
 

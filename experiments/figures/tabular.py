@@ -49,7 +49,7 @@ MIXTURES = [
     for ridge in (1e-3, 1e-2, 1e-1)
 ]
 KERNELS = [KernelDensity(bandwidth=width) for width in np.geomspace(0.1, 2.0, 14)]
-# A wider bound of the scales fails on rows far from others: with e^3, one was 100 nats too low.
+# A wider bound of scales fails on rows far from others: with e^3 one scored 100 nats too low.
 TRANSFORMERS = {"affine flows": flows.scaled(0.5), "spline flows": flows.spline(8)}
 DEPTH, HIDDEN = 4, (64, 64)
 MEMBERS = 3  # Of an equal mixture; each holds out rows of its own for early stopping.
@@ -72,7 +72,7 @@ def tables(seed: int) -> dict[str, np.ndarray]:
 
 
 def choose(candidates: Sequence[Any], train: np.ndarray, seed: int) -> Any:
-    """The scikit-learn estimator that scores a held-out tenth of the rows best, refitted to all."""
+    """The scikit-learn estimator with the best score on a held-out tenth, refitted to all rows."""
     most, held_out = train_test_split(train, test_size=0.1, random_state=seed)
     scores = [candidate.fit(most).score(held_out) for candidate in candidates]
     return candidates[int(np.argmax(scores))].fit(train)
