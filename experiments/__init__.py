@@ -3,6 +3,7 @@
 import signal
 import sys
 
-# Of a binary, which `-m` is still looking for. A KeyboardInterrupt within an import may be lost.
+# sys.argv[0] is "-m" while `python -m` imports this package on its way to a binary. From then on
+# SIGINT ends the process directly: a KeyboardInterrupt that is raised within an import may be lost.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

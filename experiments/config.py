@@ -1,4 +1,4 @@
-"""The configuration of a run: what it is, checked."""
+"""The configuration of a run, and the checks of its fields."""
 
 import dataclasses
 import math
@@ -11,13 +11,13 @@ TRANSFORMERS = ("additive", "affine", "gated", "rational_quadratic", "deep_sigmo
 """The elementwise maps of `led_jax.flows` that the flags name."""
 
 FLOWS = {"nvp": "real_nvp", "made": "iaf", "pixelcnn": "iaf"}
-"""Short names of flows, whose other flags are --prior_* and --posterior_*: their constructors."""
+"""Short name of a flow -> constructor. Only these take --prior_depth, --posterior_depth etc."""
 
 _MASKS = ("random", "checkerboard", "channel")
 _MASK_HELP = "Masks of nvp; random ones for fully connected layers, the others for convolutions."
 
 
-# Fields that say where and how often files are read and written, and nothing of the result.
+# Fields about the places of files and the times of checkpoints, which do not describe the result.
 _OF_THE_MACHINE = ("data_dir", "checkpoint_minutes", "checkpoint_epochs", "checkpoints_kept")
 
 OF_THE_POSTERIOR = (
@@ -26,7 +26,7 @@ OF_THE_POSTERIOR = (
     *("latent_dim", "latent_shape", "posterior", "posterior_mask", "posterior_depth"),
     *("posterior_hidden", "posterior_transformer", "posterior_context"),
 )
-"""Fields that say what data and which encoder, posterior and decoder a run has."""
+"""Fields that determine a run's data, encoder, posterior and decoder."""
 
 # Fields on which other fields' defaults depend.
 _FIRST = ("dataset", "network", "latent_shape")
@@ -40,10 +40,11 @@ def _field(default: Any, help: str, *, free: bool = False, choices: tuple[str, .
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is, one flag a field.
+    """The configuration of a run; each field has a flag of the same name.
 
-    A field that is None, and the default decoder, depends on the other fields: `num_epochs`,
-    `latent_size` and `likelihood` say how. Fields marked free may change when a run is resumed.
+    If a field is None, or the decoder is "default", its value depends on other fields: see the
+    properties `num_epochs`, `latent_size` and `likelihood`. Fields marked free may change when a
+    run is resumed.
 
     Raises:
       ValueError: if a field is invalid, or does not go with the others.
@@ -302,14 +303,14 @@ class Config:
 
     @property
     def likelihood(self) -> str:
-        """What --decoder names, or the likelihood of the data's kind."""
+        """The value of --decoder, with "default" replaced by the likelihood for the data set."""
         if self.decoder != "default":
             return self.decoder
         return "discretized_logistic" if self.dataset == "freyfaces" else "bernoulli"
 
     @property
     def decoder_constructor(self) -> str:
-        """What `likelihood` says, with the constructor's own name."""
+        """`likelihood`, with the short name "flow" replaced by that of its constructor."""
         kind, colon, rest = self.likelihood.partition(":")
         return {"flow": "real_nvp"}.get(kind, kind) + colon + rest
 
@@ -325,7 +326,7 @@ class Config:
         return self.latent_dim or math.prod(self.latent_shape or (default,))
 
     def record(self) -> dict[str, Any]:
-        """Every field's value, with no default left open."""
+        """The value of every field; values that depend on other fields are resolved."""
         return vars(self) | {
             "epochs": self.num_epochs,
             "latent_dim": self.latent_size,
@@ -341,7 +342,7 @@ class Config:
         }
 
     def differing(self, there: Mapping[str, Any]) -> str:
-        """Which of the fields of `fixed` are others in a record from a file, or missing; or ""."""
+        """Says which fields of `fixed` a record from a file lacks or has otherwise; "" if none."""
         return "; ".join(
             f"--{name} is {there.get(name, 'missing')} there and {value} here"
             for name, value in self.fixed().items()
@@ -349,13 +350,14 @@ class Config:
         )
 
     def report(self) -> dict[str, Any]:
-        """The fields that a result repeats: all but those of the machine's files."""
+        """The fields that a result repeats: all but `_OF_THE_MACHINE`."""
         return {name: value for name, value in self.record().items() if name not in _OF_THE_MACHINE}
 
     def changes(self) -> dict[str, Any]:
         """The fields of `report` that differ from their defaults.
 
-        The defaults are those of a configuration with the same data set, network and latent shape.
+        For fields other than data set, network and latent shape, the defaults are those of a
+        configuration with the same data set, network and latent shape.
         """
         plain = Config().record()
         like = Config(**{name: getattr(self, name) for name in _FIRST}).record()
@@ -363,7 +365,7 @@ class Config:
         return {name: value for name, value in self.report().items() if value != defaults[name]}
 
     def identity(self) -> dict[str, Any]:
-        """The fields of `changes` that are not free: where they agree, two runs are one."""
+        """The fields of `changes` that are not free: configurations with equal ones are one run."""
         return {name: value for name, value in self.changes().items() if name not in FREE}
 
 

@@ -1,4 +1,4 @@
-"""Several processes, on one machine or on several, through JAX's own runtime."""
+"""Runs in several processes, on one or more machines, which JAX's distributed runtime joins."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ _OF_MEMORY = (
 )
 
 ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
-"""What a run's input, files, numbers or size can cause: a line says it, without a traceback."""
+"""Errors that a run's input, files, numbers or size cause: shown in a line, with no traceback."""
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -40,9 +40,10 @@ for _flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
 
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
-    """Joins the processes that the flags describe; errors end this one with a line and status 1.
+    """Joins the processes that the flags describe; to be entered before JAX computes anything.
 
-    To be entered before JAX computes anything.
+    `ERRORS`, exhausted memory and, with several processes, all errors of JAX's runtime end this
+    process with one line and status 1.
     """
     try:
         _join()
@@ -60,8 +61,8 @@ def processes() -> Iterator[None]:
 
 
 def message_of(error: Exception) -> str:
-    """What an error says; of JAX's long ones, the first line, and what to do about memory."""
-    if isinstance(error, MemoryError):  # NumPy's, of masks or of data.
+    """An error's message, or its first line if it is JAX's; with advice if memory is exhausted."""
+    if isinstance(error, MemoryError):  # From NumPy, for masks or data.
         return f"memory is exhausted: {error}. {_OF_MEMORY}"
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return str(error)
@@ -103,7 +104,7 @@ def _join() -> None:
             index,
             initialization_timeout=_CONNECT_SECONDS,
         )
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX catches it, for a service of its own.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX had caught it for its own use.
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -111,8 +112,8 @@ def _join() -> None:
         ) from error
 
 
-# JAX's runtime aborts the process where its port is in use, or another process is not there. So all
-# meet at the port before it starts.
+# JAX's runtime aborts the process if its port is in use or another process is missing. Therefore
+# all meet at the port before it starts: the first one by `_gather`, the others by `_arrive`.
 
 
 def _gather(port: int, number: int) -> None:

@@ -2,8 +2,8 @@ r"""Estimates the NLL of a trained run's best state.
 
     python -m experiments.evaluate --workdir=DIR [--split=test] [--nll_samples=5000] [--classify]
 
-With --classify, of a run with --condition=labels, also the accuracy of the classifier that Bayes's
-rule makes of p(x|c) and the training split's frequencies of the labels.
+With --classify, for a run with --condition=labels, also reports the accuracy of the classifier that
+Bayes's rule gives for p(x|c) and the label frequencies of the training split.
 
 The last line on standard output is one JSON object.
 """

@@ -1,4 +1,4 @@
-"""Who trains the runs of a sweep: this process, processes of this machine, or a SLURM cluster."""
+"""Executors, which train the runs of a sweep: here, in other processes, or on a SLURM cluster."""
 
 import concurrent.futures
 import pathlib
@@ -25,7 +25,8 @@ def here(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Trains one run after the other in this process.
 
-    A run that fails leaves the others to go on, in one process: several would part company.
+    If a run fails, the others are still trained. With several processes the error is raised
+    instead, because the other processes may still be in the failed run.
     """
     results, failed = {}, []
     for name, config in runs.items():
@@ -43,11 +44,11 @@ def here(
 def submitted(
     cluster: str, parallel: int = 1, options: Mapping[str, Any] | None = None
 ) -> Executor:
-    """Trains each run in a job of submitit.
+    """Returns an executor that trains each run in a job of submitit.
 
-    Logs are in "jobs" beside the runs' directories. A job that its cluster ends for its time, or
-    preempts, is queued again, and its run goes on from its last checkpoint. A signal to this
-    process cancels the jobs.
+    Logs are in "jobs" beside the runs' directories. A job that is preempted, or reaches its time
+    limit, is queued again, and its run continues from its last checkpoint. A signal to this process
+    cancels the jobs.
 
     Args:
       cluster: "local", for processes of this machine; "slurm", for a job array.
@@ -58,7 +59,7 @@ def submitted(
       ValueError: if submitit is not installed.
     """
     try:
-        import submitit  # An extra of its own.
+        import submitit  # The extra `sweep` installs it.
     except ImportError as error:
         raise ValueError(
             f"--executor={cluster} needs submitit: pip install -e '.[sweep]'"
@@ -86,7 +87,7 @@ def submitted(
         if stop is not None:
             stop.save = cancel
         calls = {name: (runs[name], workdir / name) for name in runs if name not in finished}
-        if cluster == "slurm" and calls:  # The cluster counts how many run at a time.
+        if cluster == "slurm" and calls:  # SLURM limits how many run at a time.
             jobs.update(zip(calls, submit_array(executor, list(calls.values())), strict=True))
 
         def wait(name: str) -> None:
@@ -98,7 +99,8 @@ def submitted(
             list(pool.map(wait, calls))
         failed = []
         for name, job in jobs.items():
-            # What is on disk counts: numbers of local jobs come again, and with them old logs.
+            # The result is read from the run's directory, not from the job: a local job may have
+            # the number of an earlier one, and find the logs of that one.
             result = finished_there(*calls[name]) if job.exception() is None else None
             if result is not None:
                 finished[name] = result
@@ -112,7 +114,10 @@ def submitted(
 
 
 def finished_there(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """A run's result, if it is on disk and whole; of another, the run itself says what is wrong."""
+    """A run's result, if it is on disk, valid and for as many NLL samples; else None.
+
+    What is wrong with a result is left to `run` to report.
+    """
     try:
         result = read_result(config, workdir)
     except ValueError:
@@ -127,14 +132,14 @@ def submit_array(executor: Any, calls: Sequence[tuple[Config, pathlib.Path]]) ->
 
 
 class RunJob:
-    """`run` as submitit calls it, and submits it again after a time-out."""
+    """`run` as submitit calls it, and submits it again after a time-out or preemption."""
 
     def __call__(self, config: Config, workdir: pathlib.Path) -> dict[str, Any]:
-        """Trains a run, or goes on where it stopped."""
+        """Trains a run, or continues where it stopped."""
         return run(config, workdir)
 
     def checkpoint(self, config: Config, workdir: pathlib.Path) -> Any:
-        """What to submit again: the same call, which goes on from the run's last checkpoint."""
+        """Returns what is submitted again: this call, which continues from the last checkpoint."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, config, workdir)

@@ -1,4 +1,4 @@
-"""Flags of the binaries, and configurations from and to them."""
+"""Flags of the binaries, and their conversion to and from configurations."""
 
 import contextlib
 import dataclasses
@@ -19,16 +19,16 @@ _PROGRAM = "python -m experiments.train"
 
 
 def start(argv: list[str]) -> None:
-    """What every binary does first: it quietens logs and refuses stray arguments."""
+    """Quietens logs and refuses stray arguments: what every binary does first."""
     logging.set_verbosity(logging.WARNING)
-    # The checkpointing library reports every file, and errors with a traceback from every thread.
+    # The checkpointing library logs every file, and the errors of every thread with a traceback.
     logging.get_absl_logger().setLevel("CRITICAL")
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
 
 
 def check_devices() -> None:
-    """Has JAX look for its devices, before anything else asks for them.
+    """Makes JAX look for its devices, before anything else asks for them.
 
     Raises:
       ValueError: if there are none of the kind that JAX_PLATFORMS names.
@@ -52,7 +52,7 @@ def required_workdir() -> pathlib.Path:
 
 @contextlib.contextmanager
 def errors_in_a_line() -> Iterator[None]:
-    """Ends the process with status 1 and one line where the input is wrong."""
+    """Turns a ValueError or an OSError into one line and exit status 1."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -60,10 +60,10 @@ def errors_in_a_line() -> Iterator[None]:
 
 
 def output_path(text: str, suffixes: Sequence[str]) -> pathlib.Path:
-    """The file that --output names, where a file of that name can be written.
+    """The path that --output names, after checking that a file can be there.
 
     Raises:
-      ValueError: if it has another suffix, or there is no directory for it.
+      ValueError: if it has another suffix, is a directory, or would lie in a missing one.
     """
     path = pathlib.Path(text).expanduser()
     if path.suffix not in suffixes:
@@ -101,20 +101,27 @@ def show_in_help(name: str, flag_values: flags.FlagValues = flags.FLAGS) -> None
 
 
 def config_from_flags(workdir: pathlib.Path) -> Config:
-    """The run's configuration: the one on record in `workdir`, with the flags given beside it.
+    """The run's configuration: that on record in `workdir`, if any, changed by the given flags.
 
     Raises:
       ValueError: if a flag is invalid.
     """
     given = _given(flags.FLAGS)
     for name in ("data_dir", "prior_from"):
-        if given.get(name):  # The run may go on from another directory.
+        if given.get(name):  # The run may be resumed in another working directory.
             given[name] = str(pathlib.Path(given[name]).expanduser().resolve())
     return dataclasses.replace(read_config(workdir) or config_beside(given), **given)
 
 
 def config_beside(given: dict[str, Any]) -> Config:
-    """What a new run has where no flag is given: the defaults, or what --prior_from's run has."""
+    """The configuration of a new run, before the flags that are given are applied to it.
+
+    It has the defaults, except that with --prior_from the fields `OF_THE_POSTERIOR` are those of
+    the run that the flag names.
+
+    Raises:
+      ValueError: if --prior_from names no run's directory.
+    """
     if not given.get("prior_from"):
         return Config()
     there = read_config(pathlib.Path(given["prior_from"]).expanduser())
@@ -124,7 +131,7 @@ def config_beside(given: dict[str, Any]) -> Config:
 
 
 def to_command(config: Config) -> str:
-    """The command line that makes this run, without its machine's paths."""
+    """The command line that starts this run, without --data_dir and the checkpoints' flags."""
     args = [
         f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
         for name, value in config.changes().items()
@@ -153,7 +160,7 @@ def from_flags(args: Sequence[str]) -> Config:
 
 
 def _given(flag_values: flags.FlagValues) -> dict[str, Any]:
-    """The fields of `Config` whose flags are present."""
+    """The values of the fields of `Config` whose flags are given on the command line."""
     given = {}
     for field in dataclasses.fields(Config):
         flag = flag_values[field.name]

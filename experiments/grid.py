@@ -16,7 +16,7 @@ from experiments.flags import config_beside, from_flags
 def parse_grid(text: str) -> dict[str, list[str]]:
     """The values of each flag in "flag=value,value;flag=value", in order.
 
-    Where a value has commas of its own, "|" separates: "prior=nvp:depth=4,hidden=9|vamp".
+    If values contain commas, "|" separates them: "prior=nvp:depth=4,hidden=9|vamp".
 
     Raises:
       ValueError: if the text is anything else, or a flag or a value stands in it twice.
@@ -42,10 +42,10 @@ def configs(axes: Mapping[str, Sequence[str]], **overrides: Any) -> list[Config]
 
     Args:
       axes: flag -> values.
-      **overrides: fields of `Config` to set in every one that the axes do not name.
+      **overrides: fields of `Config` to set in every configuration, unless the axes name them.
 
     Raises:
-      ValueError: if a combination is not a valid configuration, or two are one run.
+      ValueError: if a combination is not a valid configuration, or two make the same run.
     """
     cells = []
     for values in itertools.product(*axes.values()):
@@ -69,11 +69,11 @@ def summary(
 
     Args:
       axes: flag -> values.
-      cells: for each combination, a result for each seed, None for one that is not there.
+      cells: for each combination, the result of each seed, or None if it is missing.
 
     Returns:
-      Rows of {"values": {flag: value}, "seeds", "nll", "nll_se"}: the standard error over seeds is
-      None with less than two of them, as is the mean without any.
+      Rows of {"values": {flag: value}, "seeds", "nll", "nll_se"}: the number of seeds with a
+      result, their mean NLL (None without any), and its standard error (None for fewer than two).
     """
     rows = []
     for values, results in zip(itertools.product(*axes.values()), cells, strict=True):
@@ -91,7 +91,7 @@ def summary(
 
 
 def to_markdown(axes: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of a summary; flags with one value stand above it."""
+    """The table of a summary in Markdown; flags with only one value are named above it."""
     varying = [name for name, values in axes.items() if len(values) > 1]
     fixed = [f"--{name}={values[0]}" for name, values in axes.items() if len(values) == 1]
     lines = [
@@ -112,7 +112,7 @@ def to_markdown(axes: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, A
 def draw(
     path: pathlib.Path, axes: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """NLL against the flag with most values, a line for each combination of the others."""
+    """Plots the NLL against the flag with most values, a line for each combination of others."""
     along = max(axes, key=lambda name: len(axes[name]))
     others = [name for name, values in axes.items() if len(values) > 1 and name != along]
     lines: dict[str, list[tuple[str, float, float]]] = {}

@@ -39,14 +39,14 @@ _FAST_ONE_WAY = ("iaf", "planar", *_SYLVESTER)
 
 
 _CODE, _CODE_MAPS = 64, 4
-"""Width of what a network says of z to a density of x, of vectors and of maps."""
+"""Size of the code that a network computes from z for a decoder's density: entries, or maps."""
 
 _FOR_ROWS = {"network": "mlp", "decoder": "flow"}
-"""Values of flags that take rows that are no images."""
+"""Flag -> its value that takes rows which are not images."""
 
 
 def decoder_values(config: Config) -> str:
-    """Which x --decoder takes, as `Likelihood.values`.
+    """The kind of values of x that --decoder takes, as in `Likelihood.values`.
 
     Raises:
       ValueError: if it is neither a likelihood nor a constructor of flows or densities.
@@ -58,9 +58,11 @@ def decoder_values(config: Config) -> str:
 
 
 def _make_decoder(config: Config, dataset: Dataset) -> Likelihood | Decoder:
-    """A likelihood of each entry of x, or a decoder of its own that is a density of x given a code.
+    """What --decoder names: a likelihood of each entry of x, or a decoder with a density of x.
 
-    Masks of an image's places make its flow one on maps, whose convolutions read the code as maps.
+    That density is conditional on a code, which a network computes from z. If the masks of its flow
+    are those of an image (any but "random"), the flow is one on maps, whose convolutions read the
+    code as maps, too.
 
     Raises:
       ValueError: if --decoder names neither.
@@ -97,7 +99,7 @@ def _make_decoder(config: Config, dataset: Dataset) -> Likelihood | Decoder:
 
 
 def _once_for_all_seeds(make: Callable[[Config, int], _T]) -> Callable[[Config, int], _T]:
-    """The same value for configurations that differ in seed alone, whose programs are one then."""
+    """Makes one value for all seeds of a configuration, which then share compiled programs."""
     of_config = functools.lru_cache(maxsize=16)(make)
 
     @functools.wraps(make)
@@ -109,12 +111,12 @@ def _once_for_all_seeds(make: Callable[[Config, int], _T]) -> Callable[[Config, 
 
 @_once_for_all_seeds
 def make_objective(config: Config, num_steps: int) -> Objective:
-    """What --objective names; the ELBO's KL warms up over a part of the steps.
+    """The objective that --objective names; the KL of `elbo` warms up as --kl_warmup says.
 
-    With --prior_from it is the one that fits the prior alone.
+    With --prior_from it is `objectives.prior_only`.
 
     Raises:
-      ValueError: if it is no objective.
+      ValueError: if --objective does not name one.
     """
     if config.prior_from:
         return objectives.prior_only()
@@ -127,10 +129,10 @@ def make_objective(config: Config, num_steps: int) -> Objective:
 
 @_once_for_all_seeds
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
-    """What --optimizer names, under its schedule, and with --ema parameters averaged over time.
+    """The optimizer that --optimizer names, with its schedule and, with --ema, averaging.
 
     Raises:
-      ValueError: if it is no optimizer.
+      ValueError: if --optimizer does not name one.
     """
 
     def make(learning_rate: optax.Schedule) -> optax.GradientTransformation:
@@ -152,7 +154,7 @@ def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformati
 
 
 def _make_named(flag: str, text: str, kind: type[_T], **defaults: Any) -> _T:
-    """What the constructor and the arguments of a flag make, which is to be of a kind."""
+    """Calls the constructor that a flag's text describes; its value has to be of a kind."""
     name, arguments = descriptions.parse(text)
     try:
         value = descriptions.make(name, **defaults | arguments)
@@ -171,7 +173,8 @@ def make_flows(config: Config, width: int | None = None) -> tuple[Flow | Family,
       width: entries of the context that the whole model is conditional on; None if it is not.
 
     Raises:
-      ValueError: if --prior or --posterior is not what a constructor takes.
+      ValueError: if --posterior makes no flow or family, or the constructor that --prior or
+        --posterior names does not take its arguments.
     """
     latent_shape = config.latent_shape or (config.latent_size,)
     # The seed gives the posterior other masks than the prior's.
@@ -182,7 +185,7 @@ def make_flows(config: Config, width: int | None = None) -> tuple[Flow | Family,
         raise ValueError(f"--posterior={config.posterior} is no flow, but {posterior!r}")
     prior, scores = _make(config, "prior", latent_shape, context_dim=width)
     if isinstance(prior, Flow):
-        # Training scores z under the prior: that takes the direction without a loop or a root find.
+        # Training scores z under the prior, for which `inverse` must have no loop or root find.
         flow = prior if scores else flows.invert(prior)
         prior = densities.transformed(densities.standard_normal(latent_shape), flow)
     return posterior, prior
@@ -239,7 +242,7 @@ def build_led(config: Config, dataset: Dataset) -> LED:
 
 
 def _context_dim(config: Config) -> int | None:
-    """Entries of the posterior's context: a vector, where z has maps, too."""
+    """Entries of the posterior's context, a vector even if z is a map; None for no context."""
     return config.posterior_context * math.prod(config.latent_shape[:2]) or None
 
 
@@ -259,7 +262,7 @@ def _images(dataset: Dataset, flag: str, value: str) -> tuple[int, ...]:
 def _make(
     config: Config, part: str, event_shape: tuple[int, ...], **context: Any
 ) -> tuple[Any, bool]:
-    """What --prior or --posterior names, and whether `inverse` is cheap if it is a flow."""
+    """What --prior or --posterior names and, if that is a flow, whether its `inverse` is cheap."""
     kind, arguments = _arguments(config, part)
     name = FLOWS.get(kind, kind)
     context |= {"event_shape": event_shape}
@@ -277,7 +280,7 @@ def _make(
 
 
 def _scores(name: str, arguments: dict[str, Any]) -> bool:
-    """Whether `inverse` is the cheap direction of a flow, if it is one."""
+    """Whether a constructor makes a flow with a cheap `inverse`; of no meaning for other kinds."""
     transformer = arguments.get("transformer") or flows.affine
     return name not in _FAST_ONE_WAY and transformer.cheap != "apply"
 

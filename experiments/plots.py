@@ -31,7 +31,8 @@ def image_grid(
       images: `[n, H, W]` or `[n, H, W, 1]` with values between 0 and 1, or `[n, H, W, 3]` in
         colour.
       columns: images in a row; the last row is filled up with white.
-      white: 0 for drawings, whose ink is 1, or 1 for grey photographs.
+      white: the value of white: 0 for drawings, whose ink is 1, or 1 for grey photographs. In
+        colour it is 1.
     """
     n, height, width, *colours = images.shape
     if colours == [1]:
@@ -65,7 +66,7 @@ def curves(path: str | os.PathLike, history: Sequence[dict[str, float]]) -> None
     """
     epochs = [record["epoch"] for record in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for name in ("train_elbo", "valid_elbo"):  # Not every objective has the first as a metric.
+    for name in ("train_elbo", "valid_elbo"):  # Not every objective reports "elbo".
         values = [record.get(name, math.nan) for record in history]
         left.plot(epochs, values, label=name.replace("_", " "))
     settled = [record["valid_elbo"] for record in history[len(history) // 20 :]]
@@ -92,8 +93,8 @@ def depth_curves(
 ) -> None:
     """Test NLL against depth, ours and the paper's, a pair of lines for each column of a table.
 
-    Models trained for different numbers of epochs do not compare: no line joins ours where they
-    differ within a column, and each says its own.
+    Models trained for different numbers of epochs are not comparable: if the numbers differ within
+    a column, no line joins our points, and each is labelled with its number.
 
     Args:
       path: file to write.
@@ -134,10 +135,10 @@ def nats(
     path: str | os.PathLike,
     models: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]],
 ) -> None:
-    """Where each model's nats go: the parts of its negative bound as stacked bars, and its NLL.
+    """The parts of each model's negative bound as stacked bars, and its NLL as a mark.
 
-    What of a bar is beyond the NLL's mark is the gap between the two. Marks and bars are means over
-    seeds; error bars are standard errors over them, where there are two or more.
+    The part of a bar beyond the mark is the gap between bound and NLL. Marks and bars are means
+    over seeds; error bars are standard errors over seeds, if there are two or more.
 
     Args:
       path: file to write.
@@ -166,7 +167,7 @@ def nats(
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error over seeds, of which one alone tells none."""
+    """The mean over seeds and its standard error, None for one seed."""
     n = len(values)
     return float(np.mean(values)), float(np.std(values, ddof=1) / n**0.5) if n > 1 else None
 
@@ -201,12 +202,12 @@ def grid_lines(
 def gains(
     path: str | os.PathLike, models: Mapping[str, Mapping[str, tuple[float, float]]], label: str
 ) -> None:
-    """What each model has above another one, a panel for each problem.
+    """The gain of each model over a reference model, with a panel for each problem.
 
     Args:
       path: file to write.
       models: model -> problem -> (gain, standard error).
-      label: what is measured.
+      label: what the gain is, with its unit.
     """
     problems = list(dict.fromkeys(problem for points in models.values() for problem in points))
     figure, panels = plt.subplots(
@@ -235,13 +236,14 @@ def errors(
     label: str,
     limit: float,
 ) -> None:
-    """What each model is off by, a row for each problem.
+    """The error of each model, with a row for each problem.
 
     Args:
       path: file to write.
-      problems: problem -> model -> (error, whether it says of itself that it can be trusted).
-      label: what is measured.
-      limit: an error that is small, drawn as a line.
+      problems: problem -> model -> (error, whether the model's own diagnostic trusts it; else its
+        marker is hollow).
+      label: what the error is, with its unit.
+      limit: a small error to compare with, drawn as a line.
     """
     models = list(dict.fromkeys(model for points in problems.values() for model in points))
     figure, axes = plt.subplots(figsize=(8, 0.42 * len(problems) + 1.6), layout="constrained")
@@ -359,7 +361,8 @@ def fits(
       path: file to write.
       pictures: row -> densities `[targets, H, W]`; a target's pictures share their grey levels.
       curves: title -> label -> KL in nats and its standard error, by growing capacity. The first
-        titles belong to the pictures. Labels "name, direction" of one name share a colour.
+        titles are those of the pictures' targets. Labels are "name, direction"; those of one name
+        share a colour.
     """
     columns, rows = len(curves), len(pictures)
     figure, axes = plt.subplots(

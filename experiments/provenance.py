@@ -15,11 +15,11 @@ import optax
 import led_jax
 
 FIELDS = ("command", "commit", "versions", "hardware", "date")
-"""Names of what `origin` says."""
+"""The keys of the result of `origin`."""
 
 
 def origin(command: str) -> dict[str, Any]:
-    """What every result says of itself: its command, commit, versions, hardware and date."""
+    """The origin that every result records: its command, commit, versions, hardware and date."""
     return {
         "command": command,
         "commit": commit(),
@@ -38,7 +38,7 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # Not of a repository that is around us.
+        git("ls-files", "--error-unmatch", here.name)  # Fails in a repository without this file.
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + "+dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):

@@ -41,22 +41,21 @@ from led_jax.training import TrainState
 
 
 def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict[str, Any]:
-    """Trains one configuration, or goes on where it stopped, and evaluates its best state.
+    """Trains one configuration, or continues where it stopped, and evaluates its best state.
 
     Args:
       config: the run.
-      workdir: directory of the run; a finished one is not run again. Where there are several
-        processes, the first one alone reads and writes it.
-      stop: from `stop_on_signal`, which ends the process in one of these calls; None leaves signals
-        as they are.
+      workdir: directory of the run. A run that is finished, with as many NLL samples, is not run
+        again. Of several processes, only the first reads and writes the directory's files.
+      stop: how the run ends at a signal, from `stop_on_signal`; None leaves signals as they are.
 
     Returns:
-      The run's result, as in `workdir / "result.json"`; nothing in other processes than the first.
+      The run's result, as in `workdir / "result.json"`; empty in processes other than the first.
 
     Raises:
-      ValueError: if `workdir`, the data or the devices do not belong to this configuration, or
-        another process has another one; or if another process writes to `workdir`.
-      FileNotFoundError: if `workdir` is removed, renamed or replaced meanwhile.
+      ValueError: if `workdir`, the data or the devices do not fit this configuration, another of
+        the run's processes has other flags or data, or another run is writing to `workdir`.
+      FileNotFoundError: if `workdir` is removed, renamed or replaced during the run.
       FloatingPointError: if too many updates, or the validation's bound, are not finite.
       Stopped: if a signal came to one of several processes. The state is saved.
     """
@@ -76,7 +75,7 @@ def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict
         result = read_result(config, workdir)
     if sharding.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
         return result or {}
-    origin = provenance.origin(command)  # Of the code that runs, whatever is committed meanwhile.
+    origin = provenance.origin(command)  # Now: others may commit during the run.
     placement, task = make_placement(config), make_task(config)
     if sharding.broadcast(_digest(task.fingerprint)) != _digest(task.fingerprint):
         raise ValueError(
@@ -84,11 +83,11 @@ def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict
             f"{config.dataset} has the SHA-256 {task.fingerprint[:12]}... there"
         )
     if not (workdir / CHECKPOINTS).exists():
-        given_parts(task)  # What cannot begin is refused before anything is written.
+        given_parts(task)  # Refuses a wrong --prior_from before anything is written.
     with hold(workdir) if writes else contextlib.nullcontext(lambda: None) as check_held:
         restored = None
         if writes:
-            check_workdir(config, workdir)  # Again: only from here on does it stay as it is.
+            check_workdir(config, workdir)  # Again: others may have written before the lock.
             restored = restore(task, workdir)
             write_config(config, workdir)
         best, log = fit(task, placement, workdir, restored, check_held, stop)
@@ -108,19 +107,20 @@ def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict
         draw_pictures(config, task.led, best.eval_params, task.dataset, log["history"], workdir)
         measured = _measured(task, placement, best.eval_params, log, estimate)
         write_json(result_path, config.report() | measured._asdict() | origin)
-        return read_result(config, workdir) or {}  # As a finished run's: JSON has no tuples.
+        return read_result(config, workdir) or {}  # As of a finished run: JSON has no tuples.
 
 
-_ACTIVE = 0.01  # Burda et al. (2016), section 5.3.
+_ACTIVE = 0.01  # Units with a larger variance are active: Burda et al. (2016), section 5.3.
 
 
 class Measured(NamedTuple):
-    """What a result says beside its configuration and its origin.
+    """The measurements of a result, which also has its configuration and its origin.
 
-    The KL of the test split's bound, test_kl, is mutual_information + marginal_kl, with the
-    aggregated posterior of that split (`estimators.MarginalMatching`); None where the posterior's
-    flow reads a context, as it would be inverted for each pair of a draw and a row, or has no
-    inverse, and for p(x|c). `active_units` is None for p(x|c) and for one row.
+    `test_kl` is the KL of the test split's bound. `mutual_information` and `marginal_kl` estimate
+    the two terms whose sum it is, for the aggregated posterior of that split
+    (`estimators.MarginalMatching`). They are None if the encoder gives the posterior a context, as
+    its flow would be inverted for each pair of a draw and a row; if the flow has no inverse; and
+    for p(x|c). `active_units` is None for p(x|c) and for a split of one row.
     """
 
     model: str
@@ -159,7 +159,7 @@ def _measured(
     seconds = log["epoch_seconds"]
     test = task.dataset.test
     kl_key, activity_key, matching_key = jax.random.split(stream(task.config, "measures"), 3)
-    active_units = None  # One row has no variance, and contexts have one of their own.
+    active_units = None  # One row has no variance, and contexts would vary, too.
     if len(test) > 1 and context is None:
         activity = estimators.activity(task.led, params, activity_key, jnp.asarray(test))
         active_units = int((activity > _ACTIVE).sum())
@@ -196,7 +196,7 @@ def _measured(
 
 @partial(jax.jit, static_argnums=0)
 def _mean_kl(led: LED, params: Any, key: Array, rows: tuple[Array, ...]) -> Array:
-    """E[log q(z|x) - log p(z)] over what `Dataset.rows` gives, with a draw of z for each row."""
+    """The mean of log q(z|x) - log p(z) over the result of `Dataset.rows`, one draw of z a row."""
 
     def kl(number_and_row: tuple[Array, ...]) -> Array:
         number, x, *context = number_and_row
@@ -216,14 +216,14 @@ def _matching(task: Task, params: Any, key: Array) -> dict[str, tuple[float | No
     encoding = jax.eval_shape(task.led.encoding, params, jnp.asarray(test[:1], jnp.float32))
     if encoding.context is not None:
         return dict.fromkeys(names, (None, None))
-    try:  # A flow of the user's may have no inverse, and says so.
+    try:  # A user's flow may have no inverse, and raises this.
         jax.eval_shape(lambda e: task.led.posterior_mixture(params, e)(e.mean), encoding)
     except ValueError:
         return dict.fromkeys(names, (None, None))
     num_samples = task.config.nll_samples
     draws = estimators.marginal_matching(task.led, params, key, test, num_samples)
     values = {name: np.asarray(getattr(draws, name), np.float64) for name in names}
-    # A single draw does not tell its error, as in the NLL.
+    # The error of a single draw is None, as in the NLL.
     errors = {n: v.std() / math.sqrt(num_samples) for n, v in values.items() if num_samples > 1}
     return {
         name: (float(v.mean()), defined(float(errors.get(name, math.nan))))
@@ -235,8 +235,8 @@ def read_result(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
     """The result in a run's directory, or None if there is none.
 
     Raises:
-      ValueError: if it is not a whole one, or of another configuration. It may be of another value
-        of a field that is free.
+      ValueError: if it is incomplete, or of another configuration. Only the fields that are free
+        may have other values.
     """
     path = workdir / "result.json"
     delete = f"The run makes it again from its checkpoints where {path} is deleted"
@@ -261,7 +261,7 @@ def _digest(text: str) -> np.uint32:
 
 
 def load_run(config: Config, workdir: pathlib.Path) -> tuple[Task, TrainState]:
-    """What a run on disk was trained on, and its best state.
+    """The task of a run on disk, and its best state.
 
     Raises:
       ValueError: if there is no checkpoint, or it belongs to another configuration.
@@ -281,7 +281,10 @@ def estimate_nll(
     split: str,
     between_batches: Callable[[], None] = lambda: None,
 ) -> estimators.NLL:
-    """The importance-sampled NLL of a split, with a progress bar."""
+    """The importance-sampled NLL of a split, with a progress bar.
+
+    It calls `between_batches` after each batch of rows.
+    """
     config, writes = task.config, jax.process_index() == 0
     x, *context = task.dataset.rows(split)
     with tqdm.tqdm(total=len(x), unit="image", desc="nll", disable=not writes) as bar:
@@ -304,9 +307,10 @@ def estimate_nll(
 
 
 def bayes_accuracy(task: Task, placement: Placement, params: Any, split: str) -> float:
-    """The part of a split whose most probable class, by Bayes's rule from p(x|c), is its own.
+    """The fraction of a split's rows whose own class is the most probable by Bayes's rule.
 
-    p(c) are the training split's frequencies, and p(x|c) has as many samples as the NLL.
+    p(c) is the frequency of a class in the training split; p(x|c) is estimated from as many samples
+    as the NLL.
     """
     x, context = task.dataset.rows(split)
     log_posterior = estimators.class_log_posterior(
@@ -329,7 +333,7 @@ def samples_per_chunk(config: Config) -> int:
 
 
 def white_of(led: LED) -> int:
-    """The value of white in a model's images: levels are those of photographs."""
+    """The value of white in a model's images: 1 for grey levels, which photographs have, else 0."""
     return int(led.decoder.values == "scaled_levels")
 
 
@@ -361,16 +365,16 @@ def draw_pictures(
     history: list[dict[str, float]],
     workdir: pathlib.Path,
 ) -> None:
-    """Writes curves.png and, of images, samples.png and reconstructions.png, also for TensorBoard.
+    """Writes curves.png and, for images, samples.png and reconstructions.png.
 
-    Samples of a model that is conditional have a row for each of ten contexts of the validation
-    split, with labels for each of ten classes.
+    The latter two are also written for TensorBoard. In samples.png of a conditional model, each row
+    has one of ten contexts of the validation split; if these are labels, one of ten classes.
     """
     plots.curves(workdir / "curves.png", history)
     x, *contexts = dataset.rows("valid")
     of_samples = of_images = None
     if contexts:
-        # One-hot rows in reverse order begin with the first class.
+        # np.unique sorts one-hot rows from the last class to the first; this reverses them.
         distinct = jnp.asarray(np.unique(contexts[0], axis=0)[:-11:-1], jnp.float32)
         of_samples = distinct[np.arange(100) // 10 % len(distinct)]
         of_images = jnp.asarray(contexts[0][:50], jnp.float32)

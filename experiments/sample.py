@@ -1,17 +1,17 @@
-r"""Samples from a trained run's prior, or interpolates between points of it.
+r"""Samples from a trained run's prior, or interpolates between draws from it.
 
     python -m experiments.sample --workdir=RUN --num=64 --output=samples.png
     python -m experiments.sample --workdir=RUN --num=8 --interpolate --output=paths.npz
 
 The directory may be any that `led_jax.save` wrote; no data set is read. An .npz file holds `z`,
-`mean`, which is E[x|z], and `x`, drawn from p(x|z); with --interpolate the means along straight
-lines between two draws of z, as `mean_z`, and between their images in the base of the prior's flow,
-as `mean_z0` (and the points, `z` and `z0`). A .png shows the means. The last line on standard
-output is one JSON object.
+`mean`, which is E[x|z], and `x`, drawn from p(x|z). With --interpolate, it holds `mean_z`, the
+means along straight lines between two draws of z, and `mean_z0`, those along straight lines between
+the images of the two in the base of the prior's flow; `z` and `z0` are the points on these lines. A
+.png shows the means. The last line on standard output is one JSON object.
 
-A model that is conditional on labels gives --num samples for each class: `z`, `mean` and `x` have a
-second axis for these, and a .png a column for each. Pairs to interpolate between take one class
-after another.
+For a model that is conditional on labels, there are --num samples of each class: the second axis of
+`z`, `mean` and `x` is that of the classes, and a .png has a column for each class. With
+--interpolate, the pairs take the classes in turn.
 """
 
 import json
@@ -85,7 +85,7 @@ def classes(workdir: pathlib.Path) -> Array | None:
     """The contexts of the classes that --labels names; None for a model without a context.
 
     Raises:
-      ValueError: if the run has not these classes, or is conditional on covariates.
+      ValueError: if the run does not have these classes, or is conditional on covariates.
     """
     record = read_json(workdir / "result.json") or {}
     number = record.get("num_classes", 0)
@@ -110,7 +110,7 @@ def sample(
 ) -> dict[str, Array]:
     """Draws z ~ p(z), the means of p(x|z) and draws x ~ p(x|z), one a row.
 
-    With contexts `[K, C]`, num rows of K of them.
+    The arrays are `[num, ...]`; with contexts `[K, C]`, `[num, K, ...]`.
     """
     z_key, x_key = jax.random.split(key)
     z, _ = led.prior_sample_and_log_prob(params, z_key, (num,), context)
@@ -130,11 +130,11 @@ def interpolate(
 ) -> dict[str, Array]:
     """The means of p(x|z) along straight lines between pairs of draws from the prior.
 
-    A context `[num, C]` is that of each pair.
+    `context` is `[num, C]`, one for each pair.
 
     Returns:
-      "z" `[num, steps, *latent_shape]` and "mean_z" `[num, steps, D]`; and where the prior has a
-      flow, "z0" and "mean_z0", along the lines between the same ends in its base.
+      "z" `[num, steps, *latent_shape]` and "mean_z" `[num, steps, D]`; and if the prior has a
+      flow, "z0" and "mean_z0", for the lines between the same ends in the flow's base.
     """
     num_draws = (2, num) if context is None else (2,)
     z, _ = led.prior_sample_and_log_prob(params, key, num_draws, context)
@@ -154,10 +154,11 @@ def _line(ends: Array, steps: int) -> Array:
 
 
 def image_shape(workdir: pathlib.Path, size: int, *, required: bool) -> tuple[int, ...]:
-    """The shape of the images: the flag's, or the run's; (size,) where neither is given.
+    """The shape of the images: the flag's, else the recorded one, else (size,).
 
     Raises:
-      ValueError: if it has not `size` entries, or it is required and none is known.
+      ValueError: if it does not have `size` entries, or `required` is true and it is not that of an
+        image.
     """
     given = _IMAGE_SHAPE.value
     if given and not all(text.strip().isdecimal() for text in given):
@@ -177,7 +178,10 @@ def image_shape(workdir: pathlib.Path, size: int, *, required: bool) -> tuple[in
 def draw(
     path: pathlib.Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...], white: int
 ) -> None:
-    """Means in rows of ten; or a row for each line in z, above the same in z0."""
+    """Draws the arrays of `sample` or of `interpolate`.
+
+    A row has ten means, or one of each class; or it is a line in z, above the one in z0.
+    """
     if "mean" in arrays:
         means = arrays["mean"]
         columns = 10 if means.ndim == len(shape) + 1 else means.shape[1]

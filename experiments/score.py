@@ -6,8 +6,8 @@ The directory may be any that `led_jax.save` wrote; no data set is read. The out
 importance-sampled estimate of -log p(x) in nats, and `error`, its Monte Carlo standard error, both
 `[n]`. The last line on standard output is one JSON object.
 
-A model that is conditional on labels or covariates also needs theirs, --context=ARRAY of the file:
-numbers of the classes `[n]`, or covariates `[n, C]`.
+A model that is conditional on labels or covariates also needs those of the rows: --context=ARRAY
+names an array of the input file with class numbers `[n]` or covariates `[n, C]`.
 """
 
 import json
@@ -85,7 +85,8 @@ def read_context(
     """What a model is conditional on for every row, `[n, C]`; None for one without a context.
 
     Raises:
-      ValueError: if the array's name is missing or to no purpose, or it is not of the run's kind.
+      ValueError: if the array's name is missing, or given for a model without a context, or the
+        array does not hold such classes or covariates as the run's.
     """
     if not (num_classes or num_covariates):
         if name:
@@ -112,7 +113,8 @@ def read_rows(path: pathlib.Path, name: str, led: LED, params: Any, context_dim:
     """The rows to score, `[n, D]`, in values that the model's likelihood takes.
 
     Raises:
-      ValueError: if the file is not as it should be, or its rows are not of the model's kind.
+      ValueError: if the file cannot be read or does not have the array, or its rows do not fit the
+        model.
       FileNotFoundError: if there is no file.
     """
     names = data.names_of(path)

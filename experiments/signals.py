@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGINT do to a run: it ends at once, with all on disk that it needs to go on."""
+"""SIGTERM and SIGINT end a run, with everything on disk that it needs to continue."""
 
 import contextlib
 import os
@@ -15,19 +15,19 @@ from jax.experimental import multihost_utils
 
 
 class Stopped(Exception):
-    """A signal asked several processes to stop; all that they need to go on is on disk."""
+    """A signal asked several processes to stop; all that they need to continue is on disk."""
 
 
 class Stop:
     """How a run ends when a signal comes.
 
-    A run in one process does not wait for what it computes or compiles: a thread saves the state
-    after the last whole epoch, and ends the process. Several processes have to leave together, and
-    ask each other after every epoch.
+    A run in one process does not wait until it has computed or compiled something: a thread saves
+    the state of the last finished epoch and ends the process. Several processes have to end
+    together, and so ask each other after every epoch (`agreed`).
 
     Attributes:
-      files: to be held while the run's files are written; a signal waits for it.
-      save: brings to disk what is not there yet, and says how far the run has come.
+      files: a lock, held while the run's files are written; the process ends after its release.
+      save: writes to disk what is not there yet, and returns words for how far the run has come.
       received: whether a signal has come.
     """
 
@@ -38,7 +38,10 @@ class Stop:
         self.received = False
 
     def agreed(self) -> bool:
-        """Whether a signal has come to any of several processes, which must all call this alike."""
+        """Whether a signal has come to any of several processes, all of which must call this.
+
+        In a single process it is always False.
+        """
         if jax.process_count() == 1:
             return False
         return bool(multihost_utils.process_allgather(np.array(self.received)).any())
@@ -48,8 +51,10 @@ class Stop:
 def stop_on_signal(advice: str) -> Iterator[Stop]:
     """Ends the process with status 0 after the first SIGTERM or SIGINT, at once after the second.
 
+    If the state cannot be saved, the status is 1; after a second signal, 128 plus its number.
+
     Args:
-      advice: how to go on, for the line that says how far the run has come.
+      advice: how to continue, in words; printed after how far the run has come.
     """
     stop = Stop()
     reader, writer = socket.socketpair()
@@ -65,10 +70,10 @@ def stop_on_signal(advice: str) -> Iterator[Stop]:
                 line, status = f"{stop.save()}; {advice}", 0
             except Exception as error:
                 line, status = f"error: {error}", 1
-            with tqdm.tqdm.external_write_mode(sys.stderr):  # In place of a progress bar.
+            with tqdm.tqdm.external_write_mode(sys.stderr):  # Hides progress bars meanwhile.
                 print(line, file=sys.stderr, flush=True)
                 sys.stdout.flush()
-                os._exit(status)  # A regular exit waits for what is computed.
+                os._exit(status)  # A regular exit would wait for computations.
 
     def watch() -> None:
         leaving = None
@@ -85,7 +90,8 @@ def stop_on_signal(advice: str) -> Iterator[Stop]:
         if leaving is not None:
             leaving.join()
 
-    # A thread listens: the main one comes to no handler while it compiles or waits for a device.
+    # A thread receives the signals, because the main one runs no Python handler while it compiles
+    # or waits for a device.
     previous_fd = signal.set_wakeup_fd(writer.fileno())
     previous = {
         number: signal.signal(number, lambda number, frame: None)

@@ -6,17 +6,19 @@ r"""Trains the cells of a grid of flags, or of a table, and writes their table.
         --workdir=DIR
     python -m experiments.sweep --table=priors --seeds=0,1 --data_dir=DIR --workdir=DIR
 
-Cells already finished in the work directory are not trained again, stopped ones go on. One that
-fails leaves the others to go on; the failed are named at the end, with status 1.
+Cells that are finished in the work directory are not trained again; stopped ones are continued. If
+a cell fails, the others are still trained; the failed ones are named at the end, with status 1.
 
-A grid's grid.json, grid.md and grid.png have whatever the directory holds of its cells, so that
-shards (--shard=1/2, --shard=2/2) that share a directory come to one table. A table goes to
-tableN.json (a list of experiments.train's objects), tableN.md, tableN.png and, where the results
-say it, tableN_nats.png, where each model's nats go; or to priors.json and so on. What is there
-already of other cells stays. The last line on standard output is one JSON object with the results.
+For a grid, grid.json, grid.md and grid.png cover all of its cells that are finished in the
+directory, so that shards (--shard=1/2, --shard=2/2) with the same directory make one table. For
+table N, the files are tableN.json (a list of experiments.train's objects), tableN.md, tableN.png
+and, if the results have the parts of the bound, tableN_nats.png with these; for --table=priors,
+they are priors.json, priors.md and priors_nats.png. Earlier results of other cells are kept. The
+last line on standard output is one JSON object with the results.
 
---executor=local trains --parallel_cells of them at a time in processes of their own; slurm, in an
-array of jobs; --submitit=timeout_min=600,slurm_partition=gpu passes submitit's parameters.
+--executor=local trains --parallel_cells cells at a time, each in a process of its own, and
+--executor=slurm trains them in an array of jobs; --submitit=timeout_min=600,slurm_partition=gpu
+passes parameters to submitit.
 """
 
 import dataclasses
@@ -43,7 +45,7 @@ from experiments.workdir import check_path, hold, read_json, whole, write_json
 class Cell(NamedTuple):
     """One cell of a table: the paper's test NLL in nats, if it has one, and what to train for it.
 
-    The depth is that of the column's curve; None for cells that are alternatives.
+    `depth` is the place on the column's curve, or None in a table of alternatives.
     """
 
     depth: int | None
@@ -61,7 +63,8 @@ def _prior(depth: int, paper_nll: float) -> Cell:
 
 
 def _posterior(depth: int, paper_nll: float) -> Cell:
-    # 1,000 samples: a MADE posterior costs five times the decoder, and fewer only overestimate.
+    # 1,000 samples, because a MADE posterior costs five times the decoder. On average, an NLL of
+    # fewer samples is only higher.
     config = dataclasses.replace(_MNIST, posterior_depth=depth, epochs=200, nll_samples=1000)
     return Cell(depth, paper_nll, config)
 
@@ -129,7 +132,7 @@ _POSTERIORS = {
 
 
 def _alternatives(rows: dict[str, dict[str, Any]], **common: Any) -> dict[str, list[Cell]]:
-    """A table of models that differ in one part, a column each."""
+    """A table of models that differ in one part, with a column for each."""
     like = Config(dataset="binarized_mnist", prior="standard_normal", epochs=200, **common)
     return {
         name: [Cell(None, None, dataclasses.replace(like, **row))] for name, row in rows.items()
@@ -164,7 +167,7 @@ TABLES = {
     "priors": _alternatives(_PRIORS),
     "posteriors": _alternatives(_POSTERIORS, posterior_context=50),
 }
-"""Table -> column -> cells: those of Huang et al. (2017), and alternatives to their two parts."""
+"""Table -> column -> cells: tables of Huang et al. (2017), and other priors and posteriors."""
 
 _MAX_NAME = 150  # Of the 255 bytes that file systems allow.
 
@@ -205,12 +208,12 @@ def sweep(
       seeds: seeds of each cell.
       workdir: directory with one run's directory for each cell and seed.
       stop: as in `run`.
-      execute: who trains them.
+      execute: the executor that trains them.
       **overrides: fields of `Config` to set in every cell.
 
     Returns:
-      Each finished run's result, with its "paper_nll" and "columns"; in other processes than the
-      first, these two alone. And the names of the runs that failed.
+      The result of each finished run, to which "paper_nll" and "columns" are added (in processes
+      other than the first, it has only these two); and the names of the runs that failed.
     """
     runs: dict[str, tuple[Cell, Config, list[str]]] = {}
     for column, cells in table.items():
@@ -228,9 +231,9 @@ def sweep(
 
 
 def run_name(config: Config) -> str:
-    """A directory's name for a run: the fields that tell it from others, with their values.
+    """The name of a run's directory: the fields of `Config.identity` with their values.
 
-    A name is no longer than `_MAX_NAME` characters: the end of a longer one is a hash of the whole.
+    It has at most `_MAX_NAME` characters: in a longer one, a hash of the whole replaces the end.
     """
     parts = []
     for field, value in config.identity().items():
@@ -284,7 +287,7 @@ def to_markdown(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> 
 
 
 def _runs_of(cell: Cell, column: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results of a cell, whatever their seeds; where epochs differ, those with the most."""
+    """The results of a cell with any seeds; if they differ in epochs, those with the most."""
 
     def identity(config: Config) -> dict[str, Any]:
         return dataclasses.replace(config, seed=0, epochs=None).identity()
@@ -300,7 +303,10 @@ def _runs_of(cell: Cell, column: str, results: list[dict[str, Any]]) -> list[dic
 
 
 def _mean_and_error(runs: list[dict[str, Any]]) -> tuple[float, float]:
-    """Mean over seeds, with the error over test images, which seeds share: NaN for one image."""
+    """The mean NLL over seeds, and its standard error over test images: NaN for one image.
+
+    All seeds share the test images, so that more seeds do not reduce the error.
+    """
     errors = [math.nan if r["nll_se"] is None else r["nll_se"] for r in runs]
     return statistics.mean(r["nll"] for r in runs), statistics.mean(errors)
 
@@ -335,7 +341,7 @@ def main(argv: list[str]) -> None:
 
 
 def _executor() -> executors.Executor:
-    """What --executor, --shard and --dry_run name."""
+    """The executor that --executor, --shard and --dry_run describe."""
     first, _, count = _SHARD.value.partition("/")
     if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
         raise ValueError(f"--shard must be K/N with K from 1 to N, got {_SHARD.value!r}")
@@ -380,7 +386,7 @@ def _sweep_grid(
     execute: executors.Executor,
     overrides: Mapping[str, Any],
 ) -> tuple[int, list[str]]:
-    """Trains a grid and writes its table; returns the number of its runs here, and the failed."""
+    """Trains a grid and writes its table; returns the number of runs, and names of failed ones."""
     axes = grid.parse_grid(text)
     cells = [
         [dataclasses.replace(config, seed=seed) for seed in seeds]
@@ -405,7 +411,7 @@ def _sweep_grid(
 
 
 def _write(name: str, results: list[dict[str, Any]], workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Writes the table of these results, and of those that it had; returns both."""
+    """Writes the table of these results and of those already in its file; returns both."""
     table, stem = TABLES[name], f"table{name}" if name.isdecimal() else name
     path = workdir / f"{stem}.json"
     results = _merge(read_json(path, list) or [], results)
@@ -416,7 +422,7 @@ def _write(name: str, results: list[dict[str, Any]], workdir: pathlib.Path) -> l
         finished = [cell for cell in cells if _runs_of(cell, column, results)]
         runs = [_runs_of(cell, column, results) for cell in finished]
         for cell, seeds in zip(finished, runs, strict=True):
-            if all("test_kl" in result for result in seeds):  # Those of before have none.
+            if all("test_kl" in result for result in seeds):  # Those of older versions have none.
                 bars[column if cell.depth is None else f"{column}, {cell.depth}"] = _nats(seeds)
         if finished and finished[0].depth is not None:
             nlls, errors = zip(*map(_mean_and_error, runs), strict=True)
@@ -445,7 +451,7 @@ def _nats(results: list[dict[str, Any]]) -> list[tuple[float, dict[str, float]]]
 
 
 def _merge(before: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Earlier results of a table and new ones; of a run that is in both, the new one."""
+    """Joins earlier and new results of a table; of a run that is in both, it takes the new one."""
     earlier, new = (
         {run_name(from_command(result["command"])): result for result in part}
         for part in (before, results)

@@ -39,7 +39,7 @@ Log = dict[str, Any]
 
 
 class Task(NamedTuple):
-    """What a configuration stands for."""
+    """A configuration with its data (and their fingerprint), model, optimizer and objective."""
 
     config: Config
     dataset: Dataset
@@ -60,10 +60,11 @@ def make_task(config: Config) -> Task:
     """Loads the data and builds the model.
 
     Raises:
-      ValueError: if the data are not what they should be, or too few for a batch.
+      ValueError: if a flag does not name what it should, or the data are invalid or too few for a
+        batch.
     """
     values = decoder_values(config)
-    # What cannot be is refused before the data are loaded. The number of steps does not matter yet.
+    # Invalid flags are refused before the data are loaded. The number of steps does not matter yet.
     make_flows(config)
     make_optimizer(config, 1000)
     make_objective(config, 1000)
@@ -98,7 +99,7 @@ def make_placement(config: Config) -> Placement:
     """The devices of a configuration.
 
     Raises:
-      ValueError: if there are not as many, or a batch does not divide over them.
+      ValueError: if there are fewer, or a batch does not divide over them.
     """
     try:
         mesh = sharding.make_mesh(config.devices)
@@ -113,12 +114,12 @@ def make_placement(config: Config) -> Placement:
 
 
 def stream(config: Config, name: str) -> Array:
-    """The key of a run's randomness outside training, one for each name."""
+    """A PRNG key for a part of the run outside training, another one for each name."""
     return jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
 
 
 def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
-    """How far a run on disk has come, and its log; None before the first checkpoint.
+    """The progress and the log of a run on disk; None before the first checkpoint.
 
     Raises:
       ValueError: if the checkpoint belongs to another configuration or data set.
@@ -163,7 +164,7 @@ def fit(
       workdir: directory of the run.
       restored: what `restore` found there.
       check_held: called before files are written; raises if they would be at the wrong place.
-      stop: what a signal stops, between epochs or within one.
+      stop: how a signal ends the run, between epochs or within one.
 
     Returns:
       The state with the best validation ELBO, and the log: what `training.to_record` gives of the
@@ -216,7 +217,7 @@ def fit(
 
 
 def _start(task: Task) -> Progress | None:
-    """Where a new run starts from if that is not from scratch."""
+    """The progress that a new run starts from; None if it starts from scratch."""
     given = given_parts(task)
     if given is None:
         return None
@@ -225,7 +226,7 @@ def _start(task: Task) -> Progress | None:
 
 
 def given_parts(task: Task) -> dict[str, Any] | None:
-    """The parameters of all but the prior, where they are another run's.
+    """The parameters of all parts but the prior, from the run of --prior_from; None without it.
 
     Raises:
       ValueError: if that run's model differs in more than its prior.
@@ -256,10 +257,10 @@ def _new_log(task: Task) -> Log:
 
 
 def _share(task: Task, progress: Progress | None) -> Progress | None:
-    """What the first process restored, in every process."""
+    """Gives every process the progress that the first one restored."""
     if not sharding.broadcast(np.array(progress is not None)):
         return None
-    if progress is None:  # Another process: what it passes has the structure alone.
+    if progress is None:  # In other processes only the structure counts, not the values.
         state = jax.tree.map(_zeros, task.state_shape())
         progress = Progress(state, state)
     state, best, score, skipped = sharding.broadcast(
@@ -282,7 +283,7 @@ def _observer(
     check_held: Callable[[], None],
     stop: Stop,
 ) -> Iterator[Callable[[Progress, bool], None]]:
-    """What the first process does after every epoch: it keeps the log, shows it and saves."""
+    """Yields what the first process calls after every epoch, to keep the log, show it and save."""
     config = task.config
     first_epoch = len(log["epoch_seconds"])
     seconds_before, started = log["seconds_train"], time.perf_counter()
@@ -347,7 +348,7 @@ def _observer(
         try:
             yield observe_alone
         finally:
-            with stop.files:  # Until the last checkpoint is on disk.
+            with stop.files:  # Waits until the last checkpoint is on disk.
                 files.close()
 
 

@@ -20,14 +20,15 @@ _LOCK = "lock"
 
 @contextlib.contextmanager
 def hold(workdir: pathlib.Path, wait: bool = False) -> Iterator[Callable[[], None]]:
-    """Makes a run's directory where it is missing, and keeps other processes from writing to it.
+    """Makes a run's directory if it is missing, and keeps other processes from writing to it.
 
-    The lock is flock(2)'s, on the directory's file "lock": it dies with its process, whatever ends
-    that. On network file systems it is not promised: some keep it to one host, others ignore it.
+    It locks the directory's file "lock" by flock(2). The lock ends with the process, whatever ends
+    that. Network file systems do not guarantee it: on some it works within one host, others ignore
+    it.
 
     Args:
       workdir: the directory.
-      wait: wait for the process that holds it.
+      wait: whether to wait for another process that holds it.
 
     Yields:
       A function that raises FileNotFoundError if the directory was removed, renamed or replaced.
@@ -70,14 +71,14 @@ def hold(workdir: pathlib.Path, wait: bool = False) -> Iterator[Callable[[], Non
         try:
             yield check
         except Exception:
-            check()  # Whatever failed in a directory that is gone, this is why.
+            check()  # If the directory is gone, that is the cause.
             raise
         finally:
             lock.truncate(0)
 
 
 def check_path(workdir: pathlib.Path) -> None:
-    """Makes sure that a path is a directory's, or can become one's.
+    """Checks that a path is a directory, or that a directory can be made there.
 
     Raises:
       ValueError: if it leads through a file or a broken link, or is not UTF-8, which the
@@ -102,7 +103,7 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
 
 
 def check_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Makes sure that a directory is free for, or holds, a run of this configuration.
+    """Checks that a directory is free for a run of this configuration, or holds it.
 
     Raises:
       ValueError: if it holds anything else.
@@ -173,7 +174,7 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
 
 
 def defined(value: float) -> float | None:
-    """The number, or None for NaN, of which JSON has none: the error of one row or one sample."""
+    """The number, or None for NaN, which JSON lacks: the standard error of one row or sample."""
     return None if math.isnan(value) else value
 
 
@@ -185,7 +186,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def naming(path: pathlib.Path) -> Iterator[None]:
-    """Names a file or directory in errors of writing to it that do not: those of a full disk."""
+    """Adds a path to errors of writing to it that name no file, such as those of a full disk."""
     try:
         yield
     except OSError as error:
@@ -196,7 +197,7 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write to; the file takes its place at `path` once it is whole."""
+    """Yields a temporary path to write to; once the file is whole, it takes its place at `path`."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with naming(path):

@@ -1,1 +1,1 @@
-"""The benchmark: speed of the library beside this machine's matrix products and its peers."""
+"""The benchmark: the library's speed against this machine's matrix products and its peers."""

@@ -7,9 +7,10 @@ r"""Measures the library's speed against this machine's matrix products and agai
     python -m experiments.benchmark --suite=inference [--cells=mean_field,full_rank,iaf3]
         [--peers=flowjax,numpyro] [--rounds=5] [--output=FILE.json]
 
-The suite `training` times training steps, compilation and the NLL, the suite `flows` stacks of flow
-layers, the suite `inference` whole fits to a posterior. What is compared runs in one process by
-turns, and ratios are of medians over the rounds: what else the machine does hits every side alike.
+The suite `training` times training steps, compilation and the NLL; the suite `flows` times stacks
+of flow layers; the suite `inference` times whole fits to a posterior. The sides of a comparison
+take turns in one process, and ratios are of medians over the rounds, so that any other load on the
+machine affects all sides alike.
 The last line on standard output is one JSON object; --output also writes it to FILE.json and as
 tables to FILE.md.
 """
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> None:
     """Runs the suite that the flags describe."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    jax.config.update("jax_enable_compilation_cache", False)  # Else compiling may be reading.
+    jax.config.update("jax_enable_compilation_cache", False)  # Else compiling may read a file.
     output = pathlib.Path(_OUTPUT.value).expanduser()
     suite = _SUITES[_SUITE.value]
     cells = suite.CELLS if _CELLS.value is None else _CELLS.value

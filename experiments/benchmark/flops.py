@@ -12,19 +12,19 @@ from led_jax import flows
 
 
 def network_flops(*widths: int) -> int:
-    """Of dense layers of these widths, for one row."""
+    """FLOPs of dense layers of these widths, for one row."""
     return 2 * sum(rows * columns for rows, columns in itertools.pairwise(widths))
 
 
 def convolution_flops(positions: int, taps: int, *widths: int) -> int:
-    """Of convolutions between maps of these numbers, by kernels of so many taps."""
+    """FLOPs of convolutions at `positions`, by kernels of `taps` places, with channels `widths`."""
     return positions * taps * network_flops(*widths)
 
 
 def step_gflop(config: Config) -> float:
-    """GFLOP of a training step: once forward, twice backward.
+    """GFLOP of a training step: those of one forward pass, and twice as many backward.
 
-    Only the gradient with respect to the images is not needed.
+    In the first layer the gradient with respect to the images is not needed, and does not count.
     """
     if config.network == "mlp":
         first_layer = network_flops(PIXELS, HIDDEN[0])
@@ -35,7 +35,7 @@ def step_gflop(config: Config) -> float:
 
 
 def forward_flops(config: Config) -> dict[str, int]:
-    """Of each part of a configuration's model, for one row of 784 pixels."""
+    """FLOPs of each part of a configuration's model, for one row of 784 pixels."""
     encoder, decoder = _mlp_flops(config) if config.network == "mlp" else _resconv_flops(config)
     return {
         "encoder": encoder,
@@ -46,13 +46,13 @@ def forward_flops(config: Config) -> dict[str, int]:
 
 
 def _mlp_flops(config: Config) -> tuple[int, int]:
-    """Of the encoder and the decoder."""
+    """FLOPs of the encoder and of the decoder, for one row."""
     encoder = network_flops(PIXELS, *HIDDEN, 2 * config.latent_size)
     return encoder, network_flops(config.latent_size, *HIDDEN, PIXELS)
 
 
 def _resconv_flops(config: Config) -> tuple[int, int]:
-    """Of the encoder and the decoder."""
+    """FLOPs of the encoder and of the decoder, for one row."""
     encoder = decoder = 0
     side, channels = SIDE, 1
     for features in FEATURES:
@@ -79,7 +79,7 @@ def _block_flops(positions: int, channels: int, hidden: int, features: int) -> i
 
 
 def _prior_layer_flops(config: Config) -> int:
-    """Of a coupling layer, convolutional where the latent variables are a map."""
+    """FLOPs of a coupling layer, which is convolutional if the latent variables are a map."""
     num_params = getattr(flows, config.prior_transformer).num_params
     if config.latent_shape:
         maps, positions = config.latent_shape[-1], math.prod(config.latent_shape[:2])
@@ -91,15 +91,15 @@ def _prior_layer_flops(config: Config) -> int:
 
 
 def _posterior_layer_flops(config: Config) -> int:
-    """Of a MADE layer, or a PixelCNN layer where the latent variables are a map."""
+    """FLOPs of a MADE layer, or of a PixelCNN layer if the latent variables are a map."""
     name = config.posterior_transformer
-    # Where it is given none `iaf` takes a gate, of as many parameters as this one.
+    # "default" is a gate with a bias of its own, which has as many parameters as `gated`.
     num_params = getattr(flows, "gated" if name == "default" else name).num_params
     hidden = config.posterior_hidden
     if not config.latent_shape:
         return network_flops(config.latent_size, *hidden, num_params * config.latent_size)
     maps, positions = config.latent_shape[-1], math.prod(config.latent_shape[:2])
-    taps = 6 + 2  # of the rows above and of the pixels to the left
+    taps = 6 + 2  # 2 x 3 over the rows above, 1 x 2 over the pixels to the left
     pixel = network_flops(maps, hidden[-1], num_params * maps)
     pixel += network_flops(hidden[-1], hidden[-1])
     pixel += taps * network_flops(maps, *hidden) + sum(network_flops(n, n) for n in hidden)

@@ -25,7 +25,7 @@ CELLS = {
 PEERS = ("flowjax", "numpyro", "distrax")
 BATCH = 1000
 
-_TURN_SECONDS = 0.1  # A turn repeats a call until it lasts about this long.
+_TURN_SECONDS = 0.1  # All sides repeat a call as often as ours needs to last about this long.
 
 
 def measure(
@@ -35,13 +35,13 @@ def measure(
     rounds: int,
     sgemm_shape: tuple[int, int, int],
 ) -> dict[str, Any]:
-    """First call and steady time of each stack's log-density and its gradient.
+    """Times the first call, and later calls, of each stack's log-density and its gradient.
 
     Args:
       cells: names out of `CELLS`.
       peers: names out of `PEERS` that are installed.
-      rounds: turns of each side; of first calls, three at most.
-      sgemm_shape: matrix product to set the times beside.
+      rounds: turns of each side; first calls have three turns at most.
+      sgemm_shape: (m, k, n) of the matrix product whose speed the times are compared with.
     """
     return {
         "rounds": rounds,
@@ -122,9 +122,9 @@ def make_log_prob(stack: Stack, key: Array) -> LogProb:
 
 
 def stack_gflop(stack: Stack) -> float:
-    """GFLOP of the matrix products: once forward, and twice backward where there is a gradient.
+    """GFLOP of the matrix products: those forward and, with a gradient, twice as many backward.
 
-    Masked products count as if dense, and the gradient of the input as if it were needed.
+    Masked weights count as dense ones, and the gradient with respect to x counts as if needed.
     """
     num_params = {"affine": 2, "spline": 3 * BINS - 1}[stack.transformer]
     passing = SIZE // 2 if stack.layer == "coupling" else 0

@@ -1,4 +1,4 @@
-"""What the suites of `experiments.benchmark` measure with."""
+"""Tools for measuring, which the suites of `experiments.benchmark` share."""
 
 import statistics
 import sys
@@ -13,7 +13,10 @@ import jax.numpy as jnp
 def timed(
     fn: Callable[[], Any], results: dict[str, Any] | None = None, name: str = ""
 ) -> Callable[[], float]:
-    """A measurement of the seconds of one call, the result of which goes to `results[name]`."""
+    """Returns a function that calls `fn` once and returns the seconds that the call took.
+
+    If `results` is given, it stores the value of `fn` in `results[name]`.
+    """
 
     def measure() -> float:
         start = time.perf_counter()
@@ -29,7 +32,7 @@ def timed(
 def round_robin(
     sides: dict[str, Callable[[], float]], rounds: int, *, warm_up: bool = True
 ) -> dict[str, float]:
-    """Lets every side measure itself in turn; returns the median of each."""
+    """Lets all sides measure themselves in turn, round by round; returns each side's median."""
     if warm_up:
         for measure in sides.values():
             measure()
@@ -38,11 +41,13 @@ def round_robin(
 
 
 def sgemm_gflops(shape: tuple[int, int, int], repeats: int = 5) -> Callable[[], float]:
-    """A measurement of the speed of `[m, k] @ [k, n]` in float32 at JAX's default precision.
+    """Returns a function that measures the GFLOP/s of `[m, k] @ [k, n]` in float32.
+
+    The precision is JAX's default.
 
     Args:
       shape: (m, k, n).
-      repeats: products a measurement, of which the median counts.
+      repeats: products in each measurement, which takes the median of their times.
     """
     m, k, n = shape
     a, b = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(m, k), (k, n)]))

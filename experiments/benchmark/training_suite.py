@@ -55,7 +55,7 @@ _STACKS = (
     *(dataclasses.replace(_MLP, prior_depth=depth) for depth in (4, 8, 12)),
     *(dataclasses.replace(_MLP, posterior_depth=depth) for depth in (4, 12)),
 )
-_COMPILE_DEPTHS = (4, 12, 64)  # 12 is the deepest that is unrolled, of MADE
+_COMPILE_DEPTHS = (4, 12, 64)  # Stacks of MADE are unrolled up to depth 12.
 _NLL_SAMPLES = {"prior12": 5000, "resconv": 500}
 
 
@@ -68,7 +68,7 @@ def measure(
     nll_rows: int,
     sgemm_shape: tuple[int, int, int],
 ) -> dict[str, Any]:
-    """Training steps, compilation, scanned against unrolled stacks, and the NLL.
+    """Times training steps, scanned and unrolled stacks, jit and pmap, compilation, and the NLL.
 
     Args:
       cells: names out of `CELLS`.
@@ -76,7 +76,7 @@ def measure(
       rows: images an epoch, at least 100.
       rounds: turns of each side.
       nll_rows: images for the NLL.
-      sgemm_shape: matrix product to set the times beside.
+      sgemm_shape: (m, k, n) of the matrix product whose speed the times are compared with.
     """
     data = np.random.default_rng(0).binomial(1, 0.13, (rows, PIXELS)).astype(np.uint8)
     return {
@@ -107,7 +107,7 @@ def training_cell(
     sides = {"ours": timed(epoch, losses, "ours")}
     for peer in peers:
         if peer == "distrax" and (config.posterior_depth or config.network != "mlp"):
-            continue  # It has no MADE; its convolutions would be flax's.
+            continue  # distrax has no MADE; convolutions would be flax's.
         module = importlib.import_module(f"experiments.benchmark.peers.{peer}_led")
         for way, peer_epoch in module.make_epochs(config, data).items():
             sides[f"{peer}, {way}"] = timed(peer_epoch, losses, f"{peer}, {way}")
@@ -195,7 +195,7 @@ def compile_times(rounds: int) -> list[dict[str, Any]]:
 def nll_time(
     config: Config, samples: int, rows: int, rounds: int, sgemm_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Time of one model's NLL, beside that of its matrix products at the peak."""
+    """Time of one model's NLL, and its ratio to that of the matrix products at the peak speed."""
     led = build_led(config, _dataset())
     x = np.random.default_rng(1).binomial(1, 0.13, (rows, PIXELS)).astype(np.uint8)
     key = jax.random.key(0)
@@ -209,7 +209,7 @@ def nll_time(
     estimate(x[:40])  # compiles the program for batches of this size
     medians = round_robin(
         {"nll": timed(lambda: estimate(x)), "sgemm": sgemm_gflops(sgemm_shape)},
-        rounds if rows < TEST_ROWS else 1,  # A whole run is long enough to average by itself.
+        rounds if rows < TEST_ROWS else 1,  # One pass over all rows is long enough.
         warm_up=False,
     )
     flops = forward_flops(config)
@@ -307,7 +307,12 @@ def to_markdown(result: dict[str, Any]) -> str:
 def _led_epoch(
     config: Config, data: np.ndarray, method: str = "jit"
 ) -> tuple[Callable[[], float], float]:
-    """An epoch of ours on one device, compiled, and the seconds that compiling took."""
+    """Compiles our training on one device.
+
+    Returns:
+      A function that trains for one epoch and returns minus its mean bound; and the seconds that
+      compilation took.
+    """
     dataset = _dataset()._replace(train=data)
     epochs = training.epochs(
         build_led(config, dataset),
@@ -349,5 +354,5 @@ def _dataset() -> Dataset:
 
 
 def _max_unroll(depth: int) -> contextlib.AbstractContextManager:
-    """Sets the depth up to which stacks that are compiled meanwhile are unrolled."""
+    """A context in which stacks up to this depth are unrolled, and deeper ones scanned."""
     return mock.patch.dict(base.MAX_UNROLL, dict.fromkeys(base.MAX_UNROLL, depth))

@@ -27,13 +27,13 @@ def launch(
     run: Callable[[bool, int, pathlib.Path], dict[str, Any]],
     to_markdown: Callable[[dict[str, Any]], str] | None = None,
 ) -> None:
-    """Runs a binary: draws WORKDIR/figure.png, writes WORKDIR/figure.json and prints it.
+    """Runs a binary: calls `run`, writes its result to WORKDIR/FIGURE.json and prints it.
 
     Args:
       module: name of the binary's module in `experiments`.
-      figure: name of the figure.
+      figure: name of the figure, FIGURE.
       run: `(fast, seed, workdir) -> numbers`, which draws into `workdir`.
-      to_markdown: what WORKDIR/figure.md says of the result; None writes none.
+      to_markdown: makes the text of WORKDIR/FIGURE.md from the result; None writes no such file.
     """
 
     def main(argv: list[str]) -> None:

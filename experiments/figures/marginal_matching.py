@@ -4,8 +4,8 @@ r"""Splits the KL of trained runs into mutual information and the prior's distan
 
 E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z)), of which Huang et al. (2017), eq. 4, minimise
 the second term by learning the prior; q(z) is the aggregated posterior over the whole training
-split. Beside it stands KL(q(z) || N(m, S)) with the mean and covariance of q(z): as close as any
-normal prior comes to the same encoder. Writes marginal_matching.json, and marginal_matching.png:
+split. Also computes KL(q(z) || N(m, S)) for the mean m and the covariance S of q(z), the least KL
+of any normal prior with the same encoder. Writes marginal_matching.json, and marginal_matching.png:
 these terms against L_prior, and images decoded from z ~ p(z) beside images decoded from z ~ q(z).
 The last line on standard output is the JSON object.
 """
@@ -108,7 +108,7 @@ def measure(
         covariance, log_posterior = moments(
             estimators.encode_all(led, best.eval_params, rows.astype(jnp.float32))
         )
-    else:  # From one draw a row the entropy is too low by about D (D + 1) / 4N nats.
+    else:  # With one draw a row, the entropy would be too low by about D (D + 1) / 4N nats.
         draws = map(
             partial(jax.jit(led.encode), best.eval_params, x=rows.astype(jnp.float32)),
             jax.random.split(covariance_key, NUM_COVARIANCE_DRAWS),
@@ -125,12 +125,13 @@ def measure(
         "prior_depth": config.prior_depth,
         "posterior_depth": config.posterior_depth,
         **averages,
-        # E[log q(z)] and, as the moments are those of q(z), minus E[log N(z; m, S)].
+        # E[log q(z)] - E[log N(z; m, S)]; the latter is minus the entropy of the normal, which has
+        # the moments of q(z).
         "marginal_kl_of_best_normal": log_posterior
         - averages["mutual_information"]
         + normal_entropy,
         "log_num_rows": math.log(len(dataset.train)),
-        # From another draw, one for every row: a check on "kl".
+        # An estimate from another draw of z for every row, to check "kl".
         "kl_all_rows": float(bound.log_posterior - bound.log_prior),
         "train_elbo": float(bound.bound),
         "test_elbo": trained["test_elbo"],
@@ -158,7 +159,7 @@ def moments(encoding: Encoding) -> tuple[np.ndarray, float]:
 
 @partial(jax.jit, static_argnums=0)
 def bound_of_all(led: LED, params: Any, key: Array, rows: Array) -> Elbo:
-    """The means over all rows of the bound's terms, with one draw of z for each."""
+    """The means over all rows of the bound's terms, with one draw of z for each row."""
 
     def terms(number: Array, row: Array) -> Elbo:
         return led.elbo(params, jax.random.fold_in(key, number), row.astype(jnp.float32))

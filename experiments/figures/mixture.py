@@ -4,9 +4,9 @@ r"""Figure 2: a LED fitted to a mixture of Gaussians, once with a learned prior,
 
 Data and latent space are planes, so every density is computed on a grid: the exact NLL under the
 data's density, and KL(q(z) || p(z)) of the aggregated posterior over all training rows. Writes
-figure2.png (each model's panels clockwise from its top left, as in Huang et al. (2017), and then
-the data's density), figure2_training.png (the model's density over training) and figure2.json. The
-last line on standard output is that JSON object.
+figure2.png (six panels for each model, clockwise from its top left: those of Huang et al. (2017),
+and last the data's density), figure2_training.png (the model's density over training) and
+figure2.json. The last line on standard output is that JSON object.
 """
 
 import pathlib
@@ -29,7 +29,7 @@ NUM_ROWS = 5000
 
 
 class Setting(NamedTuple):
-    """How long to train, when to look, and how fine to integrate."""
+    """Epochs of training, epochs of the snapshots, and cells along a side of each grid."""
 
     epochs: int
     snapshots: tuple[int, ...]
@@ -99,11 +99,11 @@ def score(
 def match(
     led: LED, prior: Flow, params: Any, rows: Array, setting: Setting, name: str
 ) -> tuple[dict[str, Any], list[Panel]]:
-    """The aggregated posterior against the prior, in z and in z0 = h^-1(z), by quadrature.
+    """Compares the aggregated posterior and the prior by quadrature, in z and in z0 = h^-1(z).
 
     Returns:
-      KL(q(z) || p(z)), the same in z0, where it has the same value, and how much of each density
-      the grid holds; and the panels E[q(z|x)], E[q(z0|x)], p(z0), p(z).
+      KL(q(z) || p(z)), the KL in z0, which has the same value, and the integrals of q(z), p(z) and
+      q(z0) over their grids; and the panels E[q(z|x)], E[q(z0|x)], p(z0), p(z).
     """
     encoding = estimators.encode_all(led, params, rows)
     grid = plane.latent_grid(led, params, rows, setting.latent_cells)
@@ -138,7 +138,7 @@ def match(
 
 
 def _draws(points: Array) -> Density:
-    """N(0, I), with these points `[n, 2]` for its draws."""
+    """N(0, I), whose `sample_and_log_prob` always returns these points `[n, 2]`."""
     normal = densities.standard_normal((2,))
 
     def sample_and_log_prob(params: Any, key: Array, sample_shape=(), context=None):

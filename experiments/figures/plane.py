@@ -31,7 +31,7 @@ from led_jax.networks import MLP
 from led_jax.training import Progress
 
 NUM_MODES, RADIUS, STD = 4, 2.0, 0.3
-"""Of the mixture of Gaussians."""
+"""The number of Gaussians in the mixture, the radius of their circle and their deviation."""
 
 PRIOR_DEPTH = 8
 BATCH_SIZE = 100
@@ -99,7 +99,7 @@ def posterior_gap(led: LED, params: Any, x: Array, grid: Grid) -> Array:
 
 
 def latent_grid(led: LED, params: Any, rows: Array, cells: int) -> Grid:
-    """A grid that holds N(0, I) and the aggregated posterior."""
+    """A grid that is wide enough for N(0, I) and for the aggregated posterior."""
     mean, log_std, _ = estimators.encode_all(led, params, rows)
     radius = float((jnp.abs(mean) + 5 * jnp.exp(log_std)).max())
     return square(max(5.0, radius), cells)
@@ -123,7 +123,7 @@ def build_led(prior: Flow) -> LED:
         encoder=encoders.mlp_encoder(2, (64, 64)),
         posterior=flows.chain(),
         prior=densities.transformed(densities.standard_normal((2,)), prior),
-        # Noise of a mode's width: a model that puts a point on each mode would be exact.
+        # The noise has a mode's width: with means only at the centres, the model can be exact.
         decoder=decoders.decoder(likelihoods.gaussian(STD), MLP((64, 64, 2))),
     )
 
@@ -142,7 +142,7 @@ def train(
     name: str,
     resume: Progress | None = None,
 ) -> Iterator[Progress]:
-    """Trains on rows `[n, D]`, with a progress bar; yields what it has come to after each epoch."""
+    """Trains on rows `[n, D]`, with a progress bar; yields `Progress` after each epoch."""
     train = np.asarray(rows)
     dataset = Dataset(name, (1, train.shape[1]), train, valid=train[:0], test=train[:0])
     with tqdm.tqdm(total=epochs, unit="epoch", desc=name) as bar:

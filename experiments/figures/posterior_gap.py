@@ -91,8 +91,8 @@ def measure(
     """The bound, its gap and how far the prior is from the aggregated posterior.
 
     Returns:
-      Means over the test rows with the gap's standard error, and the training rows' KL(q(z) ||
-      p(z)); every test row's gap and log p(x), `[n]`.
+      A dict of means over the test rows, the gap's standard error and the training rows'
+      KL(q(z) || p(z)); the gap of every test row, `[n]`; and its log p(x), `[n]`.
     """
     led, rows, test = problem
     grid = plane.latent_grid(led, params, rows, cells)
@@ -161,7 +161,7 @@ def run(setting: Setting, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
             "share_that_fell": float((change < 0).mean()),
             "test_rows": len(change),
         }
-        # Rows spread evenly over the order of the gap before the update.
+        # The rows shown have evenly spaced ranks in the order of the gap before the update.
         ranks = (jnp.arange(NUM_SHOWN) + 0.5) / NUM_SHOWN * len(change)
         shown = jnp.argsort(gaps[0])[ranks.astype(int)]
         for stage, gap, (params, log_marginal) in zip(stages, gaps, draws, strict=True):

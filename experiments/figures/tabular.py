@@ -2,9 +2,9 @@ r"""Held-out log-likelihoods of flows and of simpler densities on scikit-learn's
 
     python -m experiments.figures.tabular --workdir=DIR [--fast]
 
-A Gaussian, a Gaussian mixture and a kernel density beside two stacks of flows, all scored on rows
-that they have not seen, fold by fold. Writes tabular.json and tabular.png. The last line on
-standard output is the JSON object.
+Compares a Gaussian, a Gaussian mixture and a kernel density with two kinds of flows. In each fold,
+all are scored on rows that they were not fitted to. Writes tabular.json and tabular.png. The last
+line on standard output is the JSON object.
 """
 
 import math
@@ -49,10 +49,10 @@ MIXTURES = [
     for ridge in (1e-3, 1e-2, 1e-1)
 ]
 KERNELS = [KernelDensity(bandwidth=width) for width in np.geomspace(0.1, 2.0, 14)]
-# A wide scale fails on rows far from all others: with e^3 for e^0.5 one was 100 nats too low.
+# A wider bound of scales fails on rows far from others: with e^3 one scored 100 nats too low.
 TRANSFORMERS = {"affine flows": flows.scaled(0.5), "spline flows": flows.spline(8)}
 DEPTH, HIDDEN = 4, (64, 64)
-MEMBERS = 3  # Of an equal mixture, each with a part of its own to stop by.
+MEMBERS = 3  # Of an equal mixture; each holds out rows of its own for early stopping.
 OPTIMIZER = optax.adamw(1e-3, weight_decay=1e-2)
 BATCH_SIZE, PATIENCE = 64, 20
 
@@ -72,7 +72,7 @@ def tables(seed: int) -> dict[str, np.ndarray]:
 
 
 def choose(candidates: Sequence[Any], train: np.ndarray, seed: int) -> Any:
-    """Of estimators of scikit-learn the best on a tenth of the rows, fitted to all of them."""
+    """The scikit-learn estimator with the best score on a held-out tenth, refitted to all rows."""
     most, held_out = train_test_split(train, test_size=0.1, random_state=seed)
     scores = [candidate.fit(most).score(held_out) for candidate in candidates]
     return candidates[int(np.argmax(scores))].fit(train)
@@ -87,7 +87,10 @@ def whiten(gaussian: Any) -> tuple[Score, float]:
 def fit_flow(
     transformer: flows.Transformer, train: np.ndarray, key: jax.Array, steps: int
 ) -> Score:
-    """A mixture of flows of whitened rows, which begin as the identity: as the Gaussian."""
+    """Fits an equal mixture of flows to whitened rows, and returns its log-density.
+
+    The flows are the identity at first, so that the density starts as the whitening Gaussian.
+    """
     size = train.shape[1]
     flow = flows.iaf((size,), DEPTH, HIDDEN, transformer=transformer)
     density = densities.transformed(densities.standard_normal((size,)), flows.invert(flow))
@@ -134,7 +137,7 @@ def fit_all(train: np.ndarray, key: jax.Array, seed: int, steps: int) -> dict[st
 
 
 def run(fast: bool, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
-    """Scores every row of every table when it is held out (`fast`: the smallest, in two folds)."""
+    """Scores every row of every table when it is held out (`fast`: only wine, in two folds)."""
     num_folds, steps = (2, 20) if fast else (5, 5000)
     found = {name: rows for name, rows in tables(seed).items() if not fast or name == "wine"}
     progress = tqdm.tqdm(total=num_folds * len(found), unit="fold")

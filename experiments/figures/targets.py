@@ -97,7 +97,7 @@ def checkerboard(edge: float = 0.02) -> Target:
 
 
 def funnel(event_size: int) -> Target:
-    """Neal's funnel at half its size: x_1 ~ N(0, 1) and x_i ~ N(0, e^x_1 / 4) for the others.
+    """A narrower form of Neal's funnel: x_1 ~ N(0, 1), and x_i ~ N(0, e^x_1 / 4) for the others.
 
     Neal (2003), section 8, https://doi.org/10.1214/aos/1056562461.
     """

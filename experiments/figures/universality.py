@@ -54,8 +54,8 @@ class Capacity(NamedTuple):
 NUM_STEPS = 4000
 LEARNING_RATES = {"forward": 1e-2, "reverse": 5e-3}
 BATCH_SIZES = {"forward": 256, "reverse": 512}  # The reverse divergence has noisier gradients.
-ANNEALED = 0.3  # Share of the steps, by the reverse divergence.
-RESTARTS = {"forward": 1, "reverse": 2}  # By the reverse divergence some fits miss a mode.
+ANNEALED = 0.3  # Share of the steps that anneal, with the reverse divergence.
+RESTARTS = {"forward": 1, "reverse": 2}  # With the reverse divergence some fits miss a mode.
 TRAINING_ROWS, TEST_ROWS = 200_000, 20_000
 CAPACITIES = (Capacity(1, (16,), 4), Capacity(1, (32, 32), 8), Capacity(2, (64, 64), 16))
 
@@ -83,16 +83,16 @@ class Cell(NamedTuple):
             "deep_sigmoid": flows.sigmoid_mixture(num_bins),
         }
         flow = flows.iaf((size,), depth, hidden, transformer=transformers[self.transformer])
-        if self.direction == "forward":  # It scores, in one pass; the reverse divergence samples.
+        if self.direction == "forward":  # It needs scores; the reverse divergence needs samples.
             flow = flows.invert(flow)
         return densities.transformed(
             densities.uniform((size,)), flows.chain(flows.invert(flows.probit()), flow)
         )
 
 
-# The flows of a cell, those of one restart after those of another, lie side by side on
-# `[..., flows, D]`: one loop fits them all. Their losses add up and Adam treats every parameter by
-# itself, so each flow is fitted as if it were alone.
+# One loop fits all flows of a cell. In arrays `[..., flows, D]` the flows of the first restart, one
+# for each target, come first, then those of the next restart. The loss is the sum of the flows'
+# losses, and Adam treats every parameter by itself, so each flow is fitted as if it were alone.
 
 
 def log_prob(density: Density, params: Any, x: Array) -> Array:
@@ -128,7 +128,7 @@ def fit_cell(cell: Cell, key: Array, samples: Array, num_steps: int) -> Any:
     """Fits the flows of a cell to samples of the targets, or to their log-densities.
 
     Returns:
-      Parameters, stacked: of each target's flows the best one's.
+      Parameters of the best flow for each target, stacked along a first axis.
     """
     restarts, density = RESTARTS[cell.direction], cell.density
     init_key, fit_key, choice_key = jax.random.split(key, 3)
@@ -161,10 +161,10 @@ def fit_cell(cell: Cell, key: Array, samples: Array, num_steps: int) -> Any:
         annealing_steps=round(ANNEALED * num_steps),
         **options,
     ).params
-    # Of each target's flows the best by its own loss, which needs no sample of the target.
+    # For each target the flow with the smallest loss, which needs no sample of the target.
     log_ratios = jax.jit(partial(reverse_log_ratios, density, cell.targets))(params, choice_key)
     losses = log_ratios.mean(0)
-    losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)  # argmin would choose it.
+    losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)  # argmin would choose NaN.
     best = losses.reshape(restarts, -1).argmin(0) * len(cell.targets) + np.arange(len(cell.targets))
     return jax.tree.map(lambda leaf: leaf[best], params)
 
@@ -180,7 +180,7 @@ def reverse_log_ratios(
 def divergences(
     cell: Cell, params: Any, key: Array, samples: Array
 ) -> tuple[np.ndarray, np.ndarray]:
-    """KL(p || q), or KL(q || p), of every target with its standard error, on other samples."""
+    """KL(p || q), or KL(q || p), of every target with its standard error, on fresh samples."""
 
     @jax.jit
     def log_ratios(params: Any, key: Array) -> Array:
@@ -200,7 +200,7 @@ def picture(cell: Cell, params: Any, grid: np.ndarray) -> np.ndarray:
 
 
 def run(fast: bool, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
-    """Fits every cell (`fast`: the smallest, in the plane), draws the figure, returns numbers."""
+    """Fits every cell (`fast`: the smallest in 2-D), draws the figure and returns the numbers."""
     capacities, num_steps = (CAPACITIES[:1], 100) if fast else (CAPACITIES, NUM_STEPS)
     suites = {2: SUITES[2]} if fast else SUITES
     axis = np.linspace(-3.5, 3.5, 120, dtype=np.float32)

@@ -1,17 +1,17 @@
 """The same models in other libraries, for `experiments.benchmark` to compare with.
 
-For the suite `training` a peer is a module `<name>_led` with `make_epochs(config, data)`: the ways
-worth trying, by name, to train for one epoch on data `[n, 784]` of uint8. Each is a function that
-keeps the bound's three terms of every step, as ours does, and returns minus the epoch's mean bound,
-once it is all computed; the fastest counts.
+For the suite `training`, a peer is a module `<name>_led` with a function `make_epochs(config,
+data)`. It returns the variants worth trying, by name: functions that train for one epoch on data
+`[n, 784]` of uint8. Each keeps the bound's three terms of every step, as ours does, and returns
+minus the epoch's mean bound when everything is computed. Only the fastest variant counts.
 
-For the suite `flows` it is a module `<name>_flows` with `make_log_prob(stack, key)`: parameters and
-a function `(params, x) -> [n]`, the log-density of x `[n, SIZE]` under the stack's flow of a
-standard normal. It is None where the library has no such layer.
+For the suite `flows`, it is a module `<name>_flows` with a function `make_log_prob(stack, key)`. It
+returns parameters and a function `(params, x) -> [n]`, the log-density of x `[n, SIZE]` under the
+stack's flow of a standard normal; or None, if the library has no such layer.
 
-For the suite `inference` it is a module `<name>_inference` with `make_fit(guide, steps, batch,
-learning_rate)`: a function of a key that fits the guide from its start and returns each step's, or
-each hundred steps', loss.
+For the suite `inference`, it is a module `<name>_inference` with a function `make_fit(guide, steps,
+batch, learning_rate)`. It returns a function of a key, which fits a new guide and returns the
+losses, one for each step or for each hundred steps.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Stacks of flow layers in distrax and flax: the peer `distrax`, which has coupling ones."""
+"""Stacks of flow layers in distrax and flax: the peer `distrax`, which only has coupling ones."""
 
 from functools import partial
 

@@ -104,7 +104,7 @@ def coupling_density(
 
 
 def affine(raw: Array) -> distrax.Bijector:
-    """y = x e^s + t with our bound on s, for raw `[..., 2 D]`."""
+    """y = x e^s + t, with s = 3 tanh(r / 3) as ours, for raw `[..., 2 D]` that holds t and r."""
     shift, log_scale = jnp.split(raw, 2, -1)
     return distrax.ScalarAffine(shift, log_scale=3 * jnp.tanh(log_scale / 3))
 

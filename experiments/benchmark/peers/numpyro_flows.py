@@ -1,4 +1,4 @@
-"""Stacks of flow layers in numpyro: the peer `numpyro`, which has autoregressive ones."""
+"""Stacks of flow layers in numpyro: the peer `numpyro`, which only has affine MADE."""
 
 # pyright: reportMissingImports=false
 

@@ -35,7 +35,7 @@ def zero_last(net: nn.Sequential) -> None:
 class MaskedLinear(nn.Linear):
     """A linear layer whose output j sees the inputs i with in_degrees[i] <= out_degrees[j].
 
-    Degrees ascend; inputs that no output sees have no weights.
+    The entries of in_degrees ascend. Inputs that no output sees have no weights.
     """
 
     mask: Tensor
@@ -53,7 +53,7 @@ class MaskedLinear(nn.Linear):
 
 
 def coupling_order(size: int, layer: int) -> np.ndarray:
-    """The order of a layer's entries: the passing ones first, exchanged in every second layer."""
+    """A layer's order of the entries: first those that pass, which alternate between layers."""
     order = np.argsort(~masks.random_half((size,), layer // 2), kind="stable")
     return order if layer % 2 == 0 else order[::-1].copy()
 
@@ -128,7 +128,7 @@ class PixelCNNLayer(nn.Module):
     """A gated inverse autoregressive layer of maps."""
 
     def __init__(self, channels: int, hidden: Sequence[int], context: int, depth: int):
-        """Makes one of `depth` layers on maps of so many channels, with as many of context."""
+        """Makes one of `depth` layers on maps of `channels`, with `context` channels of context."""
         super().__init__()
         widths = list(itertools.pairwise((channels, *hidden)))
         self.above = nn.ModuleList(nn.Conv2d(m, n, (2, 3)) for m, n in widths)
@@ -161,7 +161,7 @@ class PixelCNNLayer(nn.Module):
 
 
 def gate_bias(depth: int) -> float:
-    """The bias with which a fresh stack of `depth` gates starts like ours."""
+    """The bias of each gate: a new stack of `depth` halves its input, sigmoid(bias)^depth = 1/2."""
     return -math.log(2 ** (1 / depth) - 1)
 
 
@@ -171,7 +171,7 @@ def gate(mean: Tensor, logit: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions and a shortcut, which is one product with the first of them."""
+    """Two convolutions and a shortcut, whose maps the first convolution computes, too."""
 
     def __init__(self, first: nn.Module, second: nn.Module):
         """Makes a block; the maps of `first` that `second` does not read are the shortcut."""

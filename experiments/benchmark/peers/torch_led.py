@@ -36,7 +36,7 @@ def make_epochs(config: Config, data: np.ndarray) -> dict[str, Callable[[], floa
     Raises:
       RuntimeError: if JAX computes on a GPU that this PyTorch cannot use.
     """
-    # Small products may gain nothing from a second thread, and lose much if a core is taken.
+    # Small products may gain nothing from a second thread, and lose much if a core is occupied.
     threads = sorted({1, _DEFAULT_THREADS})
     formats = {"": torch.contiguous_format}
     if config.network == "resconv":
@@ -115,7 +115,7 @@ class TorchLED(nn.Module):
             depth, hidden = config.posterior_depth, config.posterior_hidden
             posterior = [MADELayer(latent_dim, hidden, depth) for _ in range(depth)]
             orders = [coupling_order(latent_dim, i) for i in range(config.prior_depth)]
-            # A layer leaves z in its own order; the next one down goes from there.
+            # Each layer returns z in its own order, from which the layer below reorders it.
             above = [*orders, np.arange(latent_dim)][1:]
             prior = [
                 CouplingLayer(np.argsort(a)[b], config.prior_hidden)
