@@ -63,21 +63,23 @@ class Config:
         free=True,
     )
     split: str = _field(
-        "", "Parts of FILE.npz's train for train, valid and test; by default 0.8,0.1,0.1."
+        "",
+        "Fractions of FILE.npz's array train that become train, valid and test, if it has no "
+        "others; by default 0.8,0.1,0.1.",
     )
     data_seed: int = _field(
         0, "Seed of FILE.npz's and freyfaces' splits and of static binarization."
     )
     binarize: str = _field(
         "static",
-        "Binarize grey images once, or afresh each epoch, for --decoder=bernoulli; for others they "
-        "stay what they are.",
+        "Binarize grey images once, or afresh for every step, for --decoder=bernoulli; other "
+        "decoders take the grey levels.",
         choices=("static", "dynamic"),
     )
     condition: str = _field(
         "",
-        "labels makes the model one of p(x|c), where c are the data's labels, one-hot; of FILE.npz "
-        "they are train_labels and so on, and may be covariates [n, C].",
+        "labels trains p(x|c), where c are the data's labels, one-hot. FILE.npz has them in arrays "
+        "train_labels and so on, which may also be covariates [n, C].",
         choices=("", "labels"),
     )
     network: str = _field(
@@ -87,26 +89,28 @@ class Config:
     )
     decoder: str = _field(
         "default",
-        "Likelihood of an entry of x, a constructor with its arguments: bernoulli, of black and "
-        "white; discretized_logistic, of levels 0..255, the default for freyfaces; "
-        "categorical:num_categories=K, of 0..K-1; gaussian:std=0.1, or learned_gaussian:scale=one, "
-        "entry or network, of any numbers. Or flow, a conditional Real NVP between network and x, "
-        "or another constructor of flows. The default of all other data is bernoulli.",
+        "Likelihood p(x|z), a constructor with its arguments. bernoulli takes black and white "
+        "pixels. discretized_logistic takes levels 0..255. categorical:num_categories=K takes "
+        "0..K-1. gaussian:std=0.1 and learned_gaussian:scale=one, entry or network take any "
+        "numbers, and so do flow, a conditional Real NVP between network and x "
+        "(flow:mask=checkerboard for images), and other constructors of flows. The default is "
+        "discretized_logistic for freyfaces, bernoulli for all other data.",
     )
     weight_norm: bool = _field(False, "Normalize the weights of resconv's layers.")
     latent_dim: int | None = _field(
         None,
-        "Number of latent variables; by default latent_shape's, else 50 for mlp and 32 for "
-        "resconv.",
+        "Number of latent variables; by default the product of --latent_shape, without it 50 for "
+        "mlp and 32 for resconv.",
     )
     latent_shape: tuple[int, ...] = _field(
         (), "H,W,C: resconv's latent variables are a map, with no fully connected layers."
     )
     prior: str = _field(
         "nvp",
-        "Prior p(z): nvp (Real NVP), made or pixelcnn (masked autoregressive flows), of which "
-        "--prior_depth and the like say more; or a constructor of a flow, a density or a prior "
-        "with its arguments, nvp:depth=4,hidden=100 or mixture_of_normals:num_components=9.",
+        "Prior p(z): nvp (Real NVP), made or pixelcnn (masked autoregressive flows), set by "
+        "--prior_depth, --prior_hidden, --prior_mask and --prior_transformer. Or a constructor of "
+        "a flow, a density or a prior with its arguments, as nvp:depth=4,hidden=100 or "
+        "mixture_of_normals:num_components=9.",
     )
     prior_mask: str = _field("random", _MASK_HELP, choices=_MASKS)
     prior_depth: int = _field(4, "L_prior: prior layers; 0 keeps N(0, I).")
@@ -116,8 +120,8 @@ class Config:
     )
     prior_from: str = _field(
         "",
-        "Directory of a finished run, whose encoder, posterior and decoder are held fixed: the "
-        "prior alone is fitted to them, and the flags on data and model are that run's.",
+        "Directory of a finished run, whose encoder, posterior and decoder are held fixed, so that "
+        "only the prior is fitted. Data, network, posterior and decoder are those of that run.",
     )
     posterior: str = _field(
         "made",
@@ -134,8 +138,8 @@ class Config:
     )
     posterior_context: int = _field(
         0,
-        "Width of the encoder's context for every posterior layer, in maps if the latent variables "
-        "are one; 0 for none.",
+        "Width of the encoder's context that every posterior layer reads; with --latent_shape, its "
+        "number of maps. 0: no context.",
     )
     epochs: int | None = _field(
         None, "Passes over the training split; by default 200 for digits, 400 otherwise."
@@ -147,23 +151,23 @@ class Config:
     learning_rate: float = _field(
         2e-3, "The optimizer's peak rate; it decays to 0 along a cosine over all epochs."
     )
-    warmup: float = _field(0.0, "Part of the training over which the rate rises to its peak.")
+    warmup: float = _field(0.0, "Fraction of the training in which the rate rises to its peak.")
     objective: str = _field(
         "elbo",
         "What is minimised, a constructor with its arguments: elbo (or elbo:free_bits=NATS), stl, "
         "iwae:num_samples=K, dreg:num_samples=K, mmd or adversarial.",
     )
     kl_warmup: float = _field(
-        0.1, "Part of the training over which the KL's weight rises to 1, in elbo."
+        0.1, "Fraction of the training in which the weight of elbo's KL rises to 1."
     )
     ema: float = _field(
         0.0,
         "Decay of a moving average of the parameters, say 0.999, which is then validated, "
-        "evaluated and saved; 0 takes the parameters themselves.",
+        "evaluated and saved; 0 does not average.",
     )
     patience: int = _field(
         0,
-        "Epochs without a better validation bound after which training ends; 0 goes through all.",
+        "Epochs without a better validation bound after which training ends; 0 never ends early.",
     )
     clip_norm: float = _field(0.0, "Largest global norm of the gradient; 0 does not clip.")
     seed: int = _field(0, "Seed of everything random but the data's split and binarization.")
@@ -171,13 +175,15 @@ class Config:
     devices: int = _field(0, "Devices of each process; 0 takes all it has.", free=True)
     parallel: str = _field(
         "jit",
-        "How several devices share a batch: by one program over all, or by one for each.",
+        "How several devices share a batch: jit runs one program over all of them, pmap one on "
+        "each.",
         free=True,
         choices=sharding.METHODS,
     )
     data_placement: str = _field(
         "device",
-        "Where training images are: all on each device, or on the host, read ahead of every step.",
+        "Where training images are kept: whole on each device, or on the host, from which each "
+        "step's batch is read in advance.",
         free=True,
         choices=("device", "host"),
     )
@@ -185,7 +191,9 @@ class Config:
     checkpoint_epochs: int = _field(
         0, "Epochs between checkpoints; 0 goes by the minutes alone.", free=True
     )
-    checkpoints_kept: int = _field(2, "The newest checkpoints kept; each has the best.", free=True)
+    checkpoints_kept: int = _field(
+        2, "Number of newest checkpoints to keep; each holds the best state, too.", free=True
+    )
     max_skipped: int = _field(
         10, "Updates that may be skipped for a NaN or an infinity before the run stops.", free=True
     )

@@ -29,11 +29,11 @@ ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",
-    "HOST:PORT of the first process, the same for all; 'auto' takes it, and the two flags below, "
-    "from the cluster's environment; empty: one process.",
+    "HOST:PORT of the first process, the same for all; 'auto' takes this address, the number of "
+    "processes and each one's number from the cluster's environment; empty: one process.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.", 1, 2**31 - 1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one's number, from 0.", 0)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", 0)
 for _flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
     show_in_help(_flag.name)
 

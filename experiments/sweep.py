@@ -176,7 +176,7 @@ _COLUMNS = flags.DEFINE_list("columns", [], "Columns to train; empty: all of the
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of every cell.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs of every cell; 0: each cell's own.", 0)
 _NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 0, "Importance samples; 0: each cell's own.", 0)
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where binarized MNIST is, as experiments.train.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Directory of the data, as for experiments.train.")
 flags.DEFINE_string("workdir", "", "Directory of the sweep.")
 _GRID = flags.DEFINE_string(
     "grid",
@@ -187,7 +187,10 @@ _GRID = flags.DEFINE_string(
 _SHARD = flags.DEFINE_string("shard", "1/1", "K/N: only every N-th cell, from the K-th on.")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Print each cell's command, and train nothing.")
 _EXECUTOR = flags.DEFINE_enum(
-    "executor", "here", ["here", "local", "slurm"], "Who trains: this process, or submitit's jobs."
+    "executor",
+    "here",
+    ["here", "local", "slurm"],
+    "Where cells are trained: in this process, or in jobs that submitit starts.",
 )
 _PARALLEL_CELLS = flags.DEFINE_integer("parallel_cells", 1, "Jobs at a time.", 1)
 _SUBMITIT = flags.DEFINE_list("submitit", [], "NAME=VALUE of parameters of submitit's executor.")

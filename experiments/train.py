@@ -21,7 +21,10 @@ from experiments.run import run
 from experiments.signals import stop_on_signal
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Directory of the run; empty: a new one under runs/. An unfinished one goes on."
+    "workdir",
+    "",
+    "Directory of the run; empty: a new one under runs/. The run in a directory that has one is "
+    "continued from its newest checkpoint.",
 )
 
 

@@ -40,13 +40,17 @@ _SGEMM_SHAPES = (
 
 _SUITE = flags.DEFINE_enum("suite", "training", list(_SUITES), "What to measure.")
 _CELLS = flags.DEFINE_list("cells", None, "Models or stacks of the suite; all of them by default.")
-_PEERS = flags.DEFINE_list("peers", None, "Libraries beside; all of the suite's by default.")
+_PEERS = flags.DEFINE_list(
+    "peers", None, "Libraries to compare with; all of the suite's by default."
+)
 _ROWS = flags.DEFINE_integer("rows", 10_000, "Images an epoch; a step takes 100.", 100)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side, after one to warm up.", 1)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Timed turns of each side; a turn before them warms up.", 1
+)
 _NLL_ROWS = flags.DEFINE_integer(
     "nll_rows",
     200,
-    "Images whose NLL is estimated, of 10,000.",
+    "Number of test images, of 10,000, whose NLL is estimated.",
     40,
     training_suite.TEST_ROWS,
 )

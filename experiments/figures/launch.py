@@ -16,7 +16,9 @@ def define_flags() -> None:
     """Defines --workdir, --seed and --fast."""
     flags.DEFINE_string("workdir", "", "Directory to write to.")
     flags.DEFINE_integer("seed", 0, "Seed of everything random but the splits of data sets.", 0)
-    flags.DEFINE_bool("fast", False, "A short and coarse version, to see that all works.")
+    flags.DEFINE_bool(
+        "fast", False, "A short and coarse version, as a check that everything works."
+    )
     for name in ("workdir", "seed", "fast"):
         show_in_help(name)
 

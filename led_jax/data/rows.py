@@ -35,7 +35,8 @@ def _values(name: str) -> _Values:
         return _Values(0, int(number) - 1, True, f"whole numbers 0..{int(number) - 1}")
     if name not in VALUES:
         raise ValueError(
-            f"values is {name!r}, expected 'below K' with a K from 1 to 256, or one of {list(VALUES)}"
+            f"values is {name!r}, expected 'below K' with a K from 1 to 256, or one of "
+            f"{list(VALUES)}"
         )
     return VALUES[name]
 
