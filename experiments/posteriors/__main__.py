@@ -306,7 +306,10 @@ def run(fast: bool, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def draw(records: dict[str, Any], path: pathlib.Path) -> None:
-    """Errors of all densities, and of NUTS where it has a row."""
+    """Weighted errors of all densities, and errors of NUTS where it has a row.
+
+    Points are hollow where the Pareto k is 0.7 or more, or the R-hat 1.01 or more.
+    """
     points = {
         name: {
             **{m: (r["weighted_error"], r["pareto_k"] < 0.7) for m, r in record["fits"].items()},
@@ -314,7 +317,10 @@ def draw(records: dict[str, Any], path: pathlib.Path) -> None:
         }
         for name, record in records.items()
     }
-    plots.errors(path, points, "largest error of a mean or deviation, in standard deviations", 0.1)
+    label = (
+        "largest error of a mean or deviation, in standard deviations; hollow: k or R-hat is high"
+    )
+    plots.errors(path, points, label, 0.1)
 
 
 if __name__ == "__main__":
