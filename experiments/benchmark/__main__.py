@@ -130,7 +130,9 @@ def main(argv: list[str]) -> None:
     sgemm_shape = max(by_shape, key=lambda shape: by_shape[shape])
     say(f"sgemm: {by_shape[sgemm_shape]:.0f} GFLOP/s at {sgemm_shape}")
     result |= {"sgemm_gflops": by_shape[sgemm_shape], "sgemm_shape": sgemm_shape}
-    options: dict[str, Any] = {"rounds": _ROUNDS.value, "sgemm_shape": sgemm_shape}
+    options: dict[str, Any] = {"rounds": _ROUNDS.value}
+    if suite is not inference_suite:  # Its fits are mostly not matrix products.
+        options["sgemm_shape"] = sgemm_shape
     if suite is training_suite:
         options |= {"rows": _ROWS.value, "nll_rows": _NLL_ROWS.value}
     result |= suite.measure(list(cells), peers, **options)

@@ -28,20 +28,13 @@ STEPS, BATCH, LEARNING_RATE = 5000, 100, 3e-3
 TITLES = {"mean_field": "mean-field Gaussian", "full_rank": "full-rank Gaussian"}
 
 
-def measure(
-    cells: Sequence[str],
-    peers: Sequence[str],
-    *,
-    rounds: int,
-    sgemm_shape: tuple[int, int, int],
-) -> dict[str, Any]:
+def measure(cells: Sequence[str], peers: Sequence[str], *, rounds: int) -> dict[str, Any]:
     """Seconds of whole fits, tracing and compiling included.
 
     Args:
       cells: names out of `CELLS`.
       peers: names out of `PEERS` that are installed.
       rounds: turns of each side.
-      sgemm_shape: not used; what fits do is mostly not matrix products.
     """
     return {
         "rounds": rounds,
