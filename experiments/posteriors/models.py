@@ -129,7 +129,7 @@ def stochastic_volatility(returns: Array) -> None:
     """Kim, Shephard and Chib (1998): log-variances that follow an autoregression."""
     mean = sample("mean", dist.Normal(-1, 1))
     persistence = sample("persistence", dist.Beta(20, 1.5))
-    noise = sample("noise", dist.HalfNormal(0.5))
+    noise = jnp.exp(0.5 * sample("noise", dist.Normal()) - 1.5)
     shocks = sample("shocks", dist.Normal().expand([len(returns)]).to_event(1))
 
     def step(state: Array, shock: Array) -> tuple[Array, Array]:
