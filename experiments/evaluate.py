@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         )
         task, best = load_run(config, workdir)
         if task.dataset.prepare is not data.cast and _SPLIT.value == "train":
-            raise ValueError("--split=train has no NLL where it is binarized afresh every epoch")
+            raise ValueError("--split=train has no NLL where it is binarized afresh for every step")
         placement = sharding.Placement(sharding.make_mesh())
         context = task.dataset.context
         if _CLASSIFY.value and (context is None or context["train"].dtype != np.uint8):

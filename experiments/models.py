@@ -73,17 +73,13 @@ def _make_decoder(config: Config, dataset: Dataset) -> Likelihood | Decoder:
         return _make_named("decoder", config.decoder_constructor, Likelihood)
     if config.network != "mlp":
         raise ValueError(f"--decoder={config.decoder} needs --network=mlp")
-    event_shape, width = (math.prod(dataset.image_shape),), _CODE
+    event_shape, code_size = (math.prod(dataset.image_shape),), _CODE
     known: dict[str, Any] = {"depth": 4}
-    if arguments.get("mask", "random") != "random":
+    if _masks_places(arguments):
         height, width, *channels = _images(dataset, "decoder", config.decoder)
-        event_shape = height, width, *(channels or (1,))
-        width = height * width * _CODE_MAPS
-        known |= {
-            "hidden": (32,),
-            "conditioner": functools.partial(flows.convnet, event_shape),
-        }
-    known |= {"event_shape": event_shape, "context_dim": width}
+        event_shape, code_size = (height, width, *(channels or (1,))), height * width * _CODE_MAPS
+        known |= {"hidden": (32,), "conditioner": functools.partial(flows.convnet, event_shape)}
+    known |= {"event_shape": event_shape, "context_dim": code_size}
     try:
         value = descriptions.make(
             name, **{key: v for key, v in known.items() if key in taken} | arguments
@@ -95,7 +91,7 @@ def _make_decoder(config: Config, dataset: Dataset) -> Likelihood | Decoder:
         value = densities.transformed(densities.standard_normal(event_shape), flow)
     if not isinstance(value, Density):
         raise ValueError(f"--decoder={config.decoder} is no decoder, but {value!r}")
-    return decoders.density_decoder(value, event_shape, networks.MLP((200, 200, width)))
+    return decoders.density_decoder(value, event_shape, networks.MLP((200, 200, code_size)))
 
 
 def _once_for_all_seeds(make: Callable[[Config, int], _T]) -> Callable[[Config, int], _T]:
@@ -201,16 +197,16 @@ def build_led(config: Config, dataset: Dataset) -> LED:
     posterior, prior = make_flows(config, width)
     context_dim = _context_dim(config)
     weight_norm = config.weight_norm
-    likelihood = _make_decoder(config, dataset)
-    if isinstance(likelihood, Decoder):
+    made = _make_decoder(config, dataset)
+    if isinstance(made, Decoder):
         return LED(
             encoder=encoders.mlp_encoder(config.latent_size, context_dim=context_dim),
             posterior=posterior,
             prior=prior,
-            decoder=likelihood,
+            decoder=made,
         )
-    if likelihood == likelihoods.bernoulli():
-        likelihood = None  # The decoders' default, which their descriptions leave out.
+    # Bernoulli is the decoders' default, which their descriptions leave out.
+    likelihood = None if made == likelihoods.bernoulli() else made
     if config.network == "mlp":
         encoder = encoders.mlp_encoder(config.latent_size, context_dim=context_dim)
         x_dim = math.prod(dataset.image_shape)
@@ -268,7 +264,7 @@ def _make(
     context |= {"event_shape": event_shape}
     if kind == "pixelcnn":
         context["conditioner"] = functools.partial(flows.pixelcnn, event_shape)
-    elif name == "real_nvp" and arguments.get("mask", "random") != "random":
+    elif name == "real_nvp" and _masks_places(arguments):
         context["conditioner"] = functools.partial(flows.convnet, event_shape)
     taken = descriptions.parameters(name)
     known = {key: value for key, value in context.items() if key in taken}
@@ -277,6 +273,11 @@ def _make(
     except TypeError as error:
         raise ValueError(f"--{part}={getattr(config, part)} makes none: {error}") from error
     return value, _scores(name, arguments)
+
+
+def _masks_places(arguments: dict[str, Any]) -> bool:
+    """Whether a Real NVP's masks are those of a map, so that its conditioners are convolutions."""
+    return arguments.get("mask") in ("checkerboard", "channel")
 
 
 def _scores(name: str, arguments: dict[str, Any]) -> bool:

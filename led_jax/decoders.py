@@ -168,7 +168,7 @@ def density_decoder(
       A decoder whose parameters are `{"network": ..., "density": ...}`.
 
     Raises:
-      ValueError: if mean_samples is not positive.
+      ValueError: if mean_samples is not positive; from `log_prob`, if x is not `[..., D]`.
     """
     if mean_samples < 1:
         raise ValueError(f"density_decoder: mean_samples must be positive, got {mean_samples}")
@@ -183,10 +183,10 @@ def density_decoder(
         return {"network": params, "density": density.init(density_key, x, code)}
 
     def log_prob(params: Params, z: Array, x: Array, context: Array | None = None) -> Array:
+        if x.shape[-1:] != (size,):
+            raise ValueError(f"density_decoder: expected x of shape [..., {size}], got {x.shape}")
         code = outputs(params["network"], z, context)
         batch_shape = jnp.broadcast_shapes(code.shape[:-1], x.shape[:-1])
-        if x.shape[-1] != size:
-            raise ValueError(f"decoder: expected x [..., {size}], got {x.shape}")
         x = jnp.broadcast_to(x, (*batch_shape, size)).reshape(*batch_shape, *event_shape)
         return density.log_prob(params["density"], x.astype(code.dtype), code)
 

@@ -4,6 +4,7 @@ Needs numpyro, which the extra `interop` installs; nothing else in led_jax impor
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints, transforms
-from numpyro.handlers import seed
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer import init_to_uniform
 from numpyro.infer.util import constrain_fn, initialize_model, potential_energy, unconstrain_fn
 
 from led_jax.checks import checked
@@ -101,24 +103,36 @@ def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: An
     (1, (5,))
 
     Args:
-      key: PRNG key with which the model is run once, to find its sites.
-      model: a numpyro model whose latent variables are all continuous.
+      key: PRNG key of what the model draws besides its latent variables, by `numpyro.prng_key` or
+        as initial values of `numpyro.param`, which stay what they are.
+      model: a numpyro model whose latent variables are all continuous. It is traced here, not run:
+        data for which its density is not finite are not noticed before the fit.
       *args: the model's arguments, including the data.
       **kwargs: the model's keyword arguments.
+
+    Raises:
+      ValueError: if the model has no latent variables or a discrete one, or a plate subsamples.
     """
-    # Only shapes are computed: running the model would compile a program for each operation.
-    latent_sites = jax.eval_shape(
-        lambda key: initialize_model(key, model, model_args=args, model_kwargs=kwargs).param_info.z,
-        key,
-    )
-    start, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, latent_sites))
     seeded = seed(model, key)
+
+    def first_values(key: Array) -> dict[str, Array]:
+        _check_sites(trace(substitute(seeded, substitute_fn=init_to_uniform())), args, kwargs)
+        info = initialize_model(
+            key, model, model_args=args, model_kwargs=kwargs, validate_grad=False
+        )
+        return info.param_info.z
+
+    # Only shapes are computed: running the model would compile a program for each operation.
+    latent_sites = jax.eval_shape(first_values, key)
+    start, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, latent_sites))
 
     def over_batch(function: Callable[[Any], Any], x: Any, num_axes: int) -> Any:
         for _ in range(num_axes):
             function = jax.vmap(function)
         return function(x)
 
+    # Compiled, because then only what the sites need of the model is computed.
+    @jax.jit
     def constrain(x: Array) -> dict[str, Array]:
         def sites(x: Array) -> dict[str, Array]:
             return constrain_fn(seeded, args, kwargs, unravel(x), return_deterministic=True)
@@ -146,10 +160,14 @@ def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: An
                 f"got {shapes}"
             )
 
-        def entries(latent: dict[str, Array]) -> Array:
-            return ravel_pytree(unconstrain_fn(model, args, kwargs, latent))[0]
+        return to_entries(latent, len(batch_shapes.pop()))
 
-        return over_batch(entries, latent, len(batch_shapes.pop()))
+    @partial(jax.jit, static_argnums=1)
+    def to_entries(latent: dict[str, Array], num_axes: int) -> Array:
+        def entries(latent: dict[str, Array]) -> Array:
+            return ravel_pytree(unconstrain_fn(seeded, args, kwargs, latent))[0]
+
+        return over_batch(entries, latent, num_axes)
 
     return Posterior(
         size=start.size,
@@ -157,6 +175,31 @@ def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: An
         constrain=constrain,
         unconstrain=unconstrain,
     )
+
+
+def _check_sites(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises a ValueError unless a traced model has latent variables, all of them continuous."""
+    sites = model.get_trace(*args, **kwargs)
+    latent = {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
+    if not latent:
+        raise ValueError("from_numpyro: expected a model with latent variables, got none")
+    for name, site in latent.items():
+        if site["fn"].support.is_discrete:
+            raise ValueError(
+                f"from_numpyro: expected continuous latent variables, and {name!r} is discrete: "
+                "sum it out, for example by dist.MixtureSameFamily"
+            )
+    for name, site in sites.items():
+        if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
+            size, part = site["args"][:2]
+            raise ValueError(
+                f"from_numpyro: the plate {name!r} takes {part} of {size} rows at random, so that "
+                "the density would be another at every call; expected one without subsample_size"
+            )
 
 
 class _Distribution(dist.Distribution):

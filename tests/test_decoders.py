@@ -110,8 +110,9 @@ def test_a_density_of_images_as_decoder_of_their_rows(x64):
     assert decoder.sample(params, KEY, z).shape == decoder.mean(params, z).shape == (5, 48)
     drawn = density.sample_and_log_prob(params["density"], KEY, (), code)[0]
     np.testing.assert_allclose(decoder.sample(params, KEY, z), drawn.reshape(5, 48))
-    with pytest.raises(ValueError, match=r"expected x \[\.\.\., 48\]"):
-        decoder.log_prob(params, z, x[..., :-1])
+    for wrong in (x[..., :-1], x.reshape(7, 5, *shape), jnp.zeros(())):
+        with pytest.raises(ValueError, match=r"expected x of shape \[\.\.\., 48\], got"):
+            decoder.log_prob(params, z, wrong)
 
 
 @pytest.mark.slow

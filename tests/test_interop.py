@@ -135,3 +135,56 @@ def test_sites_go_to_entries_and_back():
     for wrong in ({}, sites | {"x": sites["x"][0]}, sites | {"weights": sites["weights"][..., :2]}):
         with pytest.raises(ValueError, match=r"unconstrain: expected sites of the shapes .*'x'"):
             posterior.unconstrain(wrong)
+
+
+def test_a_model_is_traced_for_its_shapes_and_not_run():
+    """Run, it would compile a program for each of its operations."""
+    seen = []
+
+    def model(y):
+        x = numpyro.sample("x", dist.Normal().expand([3]).to_event(1))
+        seen.append(isinstance(x, jax.core.Tracer))
+        offset = numpyro.param("offset", lambda key: jax.random.normal(key))
+        noise = numpyro.sample("noise", dist.HalfNormal())
+        numpyro.sample("y", dist.Normal(x.sum() + offset, noise), obs=y)
+
+    posterior = interop.from_numpyro(KEY, model, 1.0)
+    x = normal((5, posterior.size))
+    first, again = (posterior.log_density(x) for _ in range(2))
+    np.testing.assert_array_equal(first, again)  # The parameter is drawn once.
+    np.testing.assert_allclose(posterior.unconstrain(posterior.constrain(x)), x, atol=2e-6)
+    assert seen and all(seen)
+
+
+def discrete(y):
+    k = numpyro.sample("k", dist.Categorical(jnp.ones(2) / 2))
+    x = numpyro.sample("x", dist.Normal())
+    numpyro.sample("y", dist.Normal(x + 3 * k), obs=y)
+
+
+def counted(y):
+    numpyro.sample("y", dist.Normal(numpyro.sample("k", dist.Poisson(2.0))), obs=y)
+
+
+def subsampled(y):
+    x = numpyro.sample("x", dist.Normal())
+    with numpyro.plate("rows", 10, subsample_size=3):
+        numpyro.sample("y", dist.Normal(x), obs=y)
+
+
+def empty(y):
+    numpyro.sample("y", dist.Normal(), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (discrete, "expected continuous latent variables, and 'k' is discrete"),
+        (counted, "expected continuous latent variables, and 'k' is discrete"),
+        (subsampled, "the plate 'rows' takes 3 of 10 rows at random"),
+        (empty, "expected a model with latent variables, got none"),
+    ],
+)
+def test_models_that_are_no_density(model, message):
+    with pytest.raises(ValueError, match=message):
+        interop.from_numpyro(KEY, model, 1.0)

@@ -527,6 +527,6 @@ def test_samples_far_from_zero_are_said_to_be_far():
     params = jax.tree.map(jnp.zeros_like, fits)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="to_samples: means of up to 1e[+]04.*standardise"):
+        with pytest.raises(UserWarning, match=r"means of up to 1e[+]04.*densities\.standardised\("):
             variational.to_samples(density, params, KEY, samples, num_steps=1)
         variational._warn_of_far_samples(density, fits, samples.astype(np.float32), None)

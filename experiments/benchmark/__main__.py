@@ -18,6 +18,7 @@ tables to FILE.md.
 import datetime
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import pathlib
@@ -45,7 +46,10 @@ _PEERS = flags.DEFINE_list(
 )
 _ROWS = flags.DEFINE_integer("rows", 10_000, "Images an epoch; a step takes 100.", 100)
 _ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "Timed turns of each side; a turn before them warms up.", 1
+    "rounds",
+    5,
+    "Timed turns of each side; except in the suite inference, a turn before them warms up.",
+    1,
 )
 _NLL_ROWS = flags.DEFINE_integer(
     "nll_rows",
@@ -80,7 +84,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"`{result['command']}` on {result['date']}; {result['hardware']}; {versions}.",
         f"Medians over {result['rounds']} rounds; in each, every side has its turn. Load average "
         f"of the machine before: {result['load_average']:.1f}. Peak of the float32 matrix "
-        f"product: {result['sgemm_gflops']:.0f} GFLOP/s, measured again beside every cell.",
+        f"product: {result['sgemm_gflops']:.0f} GFLOP/s; where a table has its share, it was "
+        "measured again beside every cell.",
         _SUITES[result["suite"]].to_markdown(result),
     ]
     return "\n\n".join(sections) + "\n"
@@ -130,12 +135,16 @@ def main(argv: list[str]) -> None:
     sgemm_shape = max(by_shape, key=lambda shape: by_shape[shape])
     say(f"sgemm: {by_shape[sgemm_shape]:.0f} GFLOP/s at {sgemm_shape}")
     result |= {"sgemm_gflops": by_shape[sgemm_shape], "sgemm_shape": sgemm_shape}
-    options: dict[str, Any] = {"rounds": _ROUNDS.value}
-    if suite is not inference_suite:  # Its fits are mostly not matrix products.
-        options["sgemm_shape"] = sgemm_shape
-    if suite is training_suite:
-        options |= {"rows": _ROWS.value, "nll_rows": _NLL_ROWS.value}
-    result |= suite.measure(list(cells), peers, **options)
+    options = {
+        "rounds": _ROUNDS.value,
+        "rows": _ROWS.value,
+        "nll_rows": _NLL_ROWS.value,
+        "sgemm_shape": sgemm_shape,
+    }
+    of_suite = inspect.signature(suite.measure).parameters
+    result |= suite.measure(
+        list(cells), peers, **{name: options[name] for name in options if name in of_suite}
+    )
     say(to_markdown(result))
     if _OUTPUT.value:
         write_json(output, result)

@@ -91,8 +91,8 @@ def measure(
     led, dataset = task.led, task.dataset
     if dataset.prepare is not data.cast:
         raise ValueError(
-            f"{directory}: rows binarized afresh every epoch have no aggregated posterior; train "
-            "with --binarize=static"
+            f"{directory}: rows binarized afresh for every step have no aggregated posterior; "
+            "train with --binarize=static"
         )
     if dataset.context is not None:
         raise ValueError(f"{directory}: the aggregated posterior of p(x|c) depends on c")

@@ -129,6 +129,7 @@ def stochastic_volatility(returns: Array) -> None:
     """Kim, Shephard and Chib (1998): log-variances that follow an autoregression."""
     mean = sample("mean", dist.Normal(-1, 1))
     persistence = sample("persistence", dist.Beta(20, 1.5))
+    # By an entry of unit scale: exp of a wider one overflows at the start of a fit, N(0, I).
     noise = jnp.exp(0.5 * sample("noise", dist.Normal()) - 1.5)
     shocks = sample("shocks", dist.Normal().expand([len(returns)]).to_event(1))
 

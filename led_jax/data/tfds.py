@@ -100,9 +100,15 @@ def from_images(
         The data set.
 
     Raises:
-        ValueError: a split is missing or the levels are not 0..255.
+        ValueError: a split is missing, the levels are not 0..255, or labels are not those of the
+            images, or negative, as tensorflow-datasets marks hidden ones.
     """
     _check_splits(name, images)
+    if labels is not None and labels.keys() != images.keys():
+        raise ValueError(f"{name}: expected labels of {sorted(images)}, got {sorted(labels)}")
+    for split, of_split in (labels or {}).items():
+        if of_split.min(initial=0) < 0:
+            raise ValueError(f"{name}: labels of {split} are hidden: the smallest is negative")
     if images["train"].max(initial=0) <= 1:
         raise ValueError(f"{name}: train has no level above 1, expected grey levels 0..255")
     return from_grey(

@@ -68,6 +68,14 @@ def test_labels_go_with_their_rows():
         rows, context = dataset.rows(split)
         assert rows.shape == (count, 784) and context.shape == (count, 3)
         np.testing.assert_array_equal(rows[:, 0], 100 * context.argmax(1) + 55)
+    images["validation"], labels["validation"] = levels(2), np.array([2, 0])
+    dataset = tfds.from_images("toy", images, values="levels", labels=labels)
+    np.testing.assert_array_equal(dataset.rows("valid")[1], [[0, 0, 1], [1, 0, 0]])
+    assert len(dataset.train) == 30
+    with pytest.raises(ValueError, match=r"toy: expected labels of \['test', .* got \['test'\]"):
+        tfds.from_images("toy", images, labels={"test": labels["test"]})
+    with pytest.raises(ValueError, match="toy: labels of test are hidden"):
+        tfds.from_images("toy", images, labels=labels | {"test": np.full(6, -1)})
 
 
 @pytest.mark.parametrize("missing", ["train", "test"])

@@ -17,6 +17,7 @@ RNG = np.random.default_rng(0)
 FILES = {
     "bits": RNG.integers(0, 2, (200, 16, 12)).astype(bool),
     "colour": RNG.random((200, 5, 4, 3)),
+    "unit": RNG.random((200, 6, 5, 1)),
     "table": RNG.normal(size=(200, 7)).astype(np.float32),
     "letters": RNG.integers(0, 4, (200, 6)),
     "grey": RNG.integers(0, 256, (200, 6, 5, 1)).astype(np.uint8),
@@ -35,6 +36,7 @@ FILES = {
         ("colour", "flow:depth=2,hidden=8,mask=checkerboard", "static"),
         ("letters", "categorical:num_categories=4", "static"),
         ("grey", "bernoulli", "dynamic"),
+        ("unit", "flow:depth=2,hidden=8,mask=checkerboard", "static"),
         ("grey", "discretized_logistic:num_components=2", "static"),
     ],
 )

@@ -57,10 +57,11 @@ def test_radial_is_the_papers_formula(x64):
     np.testing.assert_allclose(log_det, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Importing pyro warns.
 @pytest.mark.parametrize("name", ["planar", "radial"])
 def test_the_flow_is_pyros(x64, name):
-    """On the same parameters: pyro is one of the benchmark's extra."""
+    """On the same parameters; the extra `bench` installs pyro."""
     torch = pytest.importorskip("torch")
     module = pytest.importorskip(f"pyro.distributions.transforms.{name}")
     flow, x = MAKERS[name]((4,), 3), normal((6, 4))

@@ -33,7 +33,7 @@ def test_log_densities_and_gradients_are_finite(name):
     def total(x):
         return posterior.log_density(x).sum()
 
-    value, gradient = total(normal((20, posterior.size)))
+    value, gradient = total(normal((2000, posterior.size)))  # As many as in a fit's first steps.
     assert np.isfinite(value) and np.isfinite(gradient).all()
     assert np.all(np.any(gradient, 0))  # No entry that the density ignores.
 
