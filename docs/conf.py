@@ -1,4 +1,4 @@
-"""The site: `sphinx-build -W --keep-going -b html docs docs/_build/html`."""
+"""Sphinx settings; `sphinx-build -W --keep-going -b html docs docs/_build/html` builds the site."""
 
 import importlib
 import inspect
@@ -29,11 +29,11 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "package.md"]  # The latter is a package index's page.
+exclude_patterns = ["_build", "package.md"]  # package.md is for a package index.
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
-# Notebooks run while the site is built, and an error in one fails the build. What ran before is
-# taken from _build until the notebook's text changes; a change of the library does not count.
+# Notebooks run while the site is built, and an error in one fails the build. Their outputs are
+# cached in _build until the notebook's text changes; a change of the library does not rerun them.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
@@ -71,7 +71,7 @@ PUBLIC = ["led_jax", "led_jax.checkpoints", "led_jax.interop"] + [
 
 
 def public_names(module: object) -> list[str]:
-    """What a module's `__all__` says, or the functions and classes that it defines."""
+    """The names in a module's `__all__`; without one, the functions and classes it defines."""
     if hasattr(module, "__all__"):
         return module.__all__
     return [
@@ -101,7 +101,7 @@ def skip_fields(app: Sphinx, what: str, name: str, value: object, skip: bool, op
 
 
 def name_role(role, rawtext, text, lineno, inliner, options=None, content=()):
-    """A docstring's `text`: a link where it is a name that the reference has, else code."""
+    """Renders a docstring's `text` as a link if it is a name in the reference, else as code."""
     if re.fullmatch(r"[A-Za-z_][\w.]*\w", text):
         return PyXRefRole()("py:obj", rawtext, text, lineno, inliner)
     return [nodes.literal(rawtext, text)], []
@@ -110,7 +110,7 @@ def name_role(role, rawtext, text, lineno, inliner, options=None, content=()):
 def escape_bars(
     app: Sphinx, what: str, name: str, value: object, options, lines: list[str]
 ) -> None:
-    """Keeps log|det J| from being read as a substitution, outside of code and examples."""
+    """Escapes bars outside of code and examples: log|det J| would be read as a substitution."""
     example = False
     for i, line in enumerate(lines):
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
@@ -121,7 +121,7 @@ def escape_bars(
 
 
 def link_results(app: Sphinx, docname: str, source: list[str]) -> None:
-    """The tables in results/ are no pages of the site: links to them are to the files."""
+    """Points links to tables in results/ to the files, as the tables are not pages of the site."""
     source[0] = re.sub(r"\]\((\.\./results/\w+\.md)\)", r"](path:\1)", source[0])
 
 

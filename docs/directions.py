@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 
 CHEAP, DEAR = "#2b5c8a", "#b3661a"
 
-# Use of the flow; the direction that training asks for; what that and the other one are asked for;
-# what fits.
+# Use of the flow; the direction that training uses; what it and the other direction are used for;
+# flows that fit.
 ROWS = (
     (
         "posterior $q(z|x)$",
