@@ -9,22 +9,22 @@ import jaxlib
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-# Makes `import support` work whatever directory and import mode pytest runs with. The project comes
-# first: `experiments` is not the folder of that name here.
+# Makes `import support` work from any directory and in any import mode of pytest. The project comes
+# first, so that `experiments` is not tests/experiments.
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
-# So that child processes import this checkout, too, wherever they run.
+# Child processes import this checkout, too, whatever directory they run in.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
-# XLA's younger emitters of fusions compile three times as long and heed no level of optimization.
-# An unknown flag would end the process, hence only versions that were tried.
+# XLA's newer fusion emitters compile three times as long and ignore the level of optimization. An
+# unknown flag would end the process, so only versions that were tried get these flags.
 if (0, 8) <= jaxlib.version.__version_info__ < (0, 11):
     flags = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
     os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
-# Tolerances are those of float32 products, also on accelerators that round them by default.
+# Tolerances assume matrix products in float32, which some accelerators round by default.
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
@@ -50,7 +50,7 @@ def fast_compile():
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs(tmp_path_factory):
-    """All workers and their child processes read what one of them has compiled in this session."""
+    """All workers and their child processes share a cache of compiled programs in this session."""
     directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         directory = directory.parent

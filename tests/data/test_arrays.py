@@ -35,7 +35,7 @@ def test_a_split_is_a_partition_drawn_once_by_its_seed():
     np.testing.assert_array_equal(np.sort(np.concatenate(parts), 0), x.astype(np.float32))
     np.testing.assert_array_equal(first.train, again.train)
     assert len(np.intersect1d(first.test, other.test)) < 15
-    assert len(np.intersect1d(first.test, x[-20:])) < 15  # It is no cut in the given order.
+    assert len(np.intersect1d(first.test, x[-20:])) < 15  # Not simply the last rows.
 
 
 def test_grey_levels_are_drawn_where_that_is_asked_for():
@@ -97,7 +97,7 @@ def test_each_kind_of_values(values, good, bad):
 
 @pytest.mark.parametrize("values", ["below 300", "below 0", "below", "grey"])
 def test_no_kind_of_values(values):
-    """A row's entry is a byte: of 300 categories the last ones would be others."""
+    """An entry of a row is a byte: categories above 255 would wrap to others."""
     with pytest.raises(ValueError, match=f"values is '{values}', expected 'below K' with a K from"):
         check_rows("x", np.zeros((2, 3)), values)
 
@@ -184,7 +184,7 @@ def test_labels_by_name(tmp_path):
     assert dataset.rows("valid")[1].shape == (250, 10)
     found = np.concatenate([dataset.rows(key)[1] for key in ("train", "valid", "test")])
     np.testing.assert_array_equal(found.sum(0), np.bincount(digits))
-    # A pixel that tells the zeros from all others.
+    # A pixel that distinguishes zeros from the other digits.
     middle = 8 * 4 + 4
     train, context = dataset.rows("train")
     mean = (images[digits == 0, middle] / 16).mean()

@@ -35,7 +35,7 @@ def no_tensorflow(monkeypatch):
 
 @pytest.fixture
 def published(monkeypatch, tmp_path, write_amat):
-    """Three small text files in `tmp_path`, taken for the published ones; returns their rows."""
+    """Writes three small text files that pass for the published ones; returns their rows."""
     return publish(monkeypatch, tmp_path, write_amat, seed=0)
 
 
@@ -178,7 +178,7 @@ def test_prepared_for_tensorflow_datasets_but_that_is_not_installed(tmp_path):
 
 
 class Hostile:
-    """Ends the tests where it is unpickled."""
+    """Ends the test process if it is unpickled."""
 
     def __reduce__(self):
         return sys.exit, ("a pickle was run",)

@@ -122,7 +122,7 @@ def test_binarize_draws_afresh_with_the_levels_probabilities():
 
 
 def test_the_fingerprint_of_a_data_set_never_changes():
-    """Checkpoints hold it. A new value here refuses all old ones."""
+    """Checkpoints hold the fingerprint: with a new value here, all old ones would be refused."""
     assert fingerprint(make()) == "f980ad5bf012e5993fddd1e3499b901d50c596262b29af925947d89d4fd74038"
 
 

@@ -1,4 +1,4 @@
-"""Data sets by name from one file each: made up ones, and the real ones where they are at hand."""
+"""Named data sets of one file each: made-up files, and the real ones if they are available."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SPLITS = ("train", "valid", "test")
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """A directory with files of the published shapes, whose first rows alone are not zero."""
+    """A directory with files of the published shapes, all zeros after the first 50 rows."""
     directory = tmp_path_factory.mktemp("named")
     for named in NAMED.values():
         shapes = {**named.shapes, **named.labels}

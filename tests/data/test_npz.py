@@ -39,14 +39,14 @@ def test_only_numbers_that_are_there(tmp_path, path):
 
 
 def test_a_bomb_is_refused_by_its_headers(tmp_path):
-    """A file that unpacks to 20 MB; none of it is read, which a damaged content shows."""
+    """A small file that unpacks to 20 MB, as its headers say."""
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, x=np.zeros((20_000, 1000), np.uint8))
     assert path.stat().st_size < 50_000
     with pytest.raises(ValueError, match="unpacks to 20000000 bytes, expected at most 1000000"):
         read_npz(path, ["x"], max_bytes=10**6)
     assert read_npz(path, ["x"])["x"].shape == (20_000, 1000)
-    # What a file stores without compression is no bomb.
+    # The limit never refuses a file without compression.
     np.savez(path, x=np.zeros((20, 1000), np.uint8))
     assert read_npz(path, ["x"], max_bytes=10)["x"].shape == (20, 1000)
 
@@ -62,7 +62,7 @@ def test_a_header_that_lies_is_refused_before_memory_is_taken(tmp_path, shape):
 
 
 def test_damage_is_a_value_error_wherever_it_is(tmp_path):
-    """Every byte changed in turn, and every truncation: an array that is equal, or an error."""
+    """Changes each byte and cuts at every seventh: the array read is equal, or it is an error."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, x=np.arange(50, dtype=np.uint8))
     whole, path = buffer.getvalue(), tmp_path / "x.npz"

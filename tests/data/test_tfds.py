@@ -57,7 +57,7 @@ def test_static_draw_is_seeded_and_dynamic_changes_train_only():
 
 
 def test_labels_go_with_their_rows():
-    """Each image's level is its label."""
+    """Each image's grey level tells its label."""
     labels = {"train": np.arange(30) % 3, "test": np.arange(6) % 3}
     images = {
         key: np.repeat(100 * of_split + 55, 784).astype(np.uint8).reshape(-1, 28, 28)
