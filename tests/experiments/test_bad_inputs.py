@@ -73,7 +73,7 @@ def edited(**fields):
 
 
 def written(name, content):
-    """A file with this content, in a directory's run or beside it."""
+    """Writes this content to `name` in the case's directory."""
 
     def prepare(directory):
         path = directory / name
@@ -86,7 +86,7 @@ def written(name, content):
 
 
 def kept(directory):
-    """The finished run as it is."""
+    """Leaves the finished run as it is."""
 
 
 def looping(directory):
@@ -119,7 +119,7 @@ def checkpoints_file(directory):
 
 
 def amat(size):
-    """The three published files, empty but for their size."""
+    """The three published files, all zero bytes: of `size`, or of their own sizes if it is None."""
 
     def prepare(directory):
         for published in PUBLISHED.values():
@@ -144,7 +144,7 @@ def cache(make):
 
 
 def npz(**arrays):
-    """A file with these arrays, or none."""
+    """own.npz with these arrays; no file without arrays."""
 
     def prepare(directory):
         if arrays:

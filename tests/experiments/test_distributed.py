@@ -90,7 +90,7 @@ def test_a_process_that_fails_ends_the_other(tmp_path, wrong):
             np.savez(tmp_path / f"data{i}" / "own.npz", train=rows)
             flags[i] += ["--dataset=own.npz", f"--data_dir={tmp_path / f'data{i}'}"]
         wrong, message = 1, "process 1 has other data than the first one: --dataset=own.npz has"
-    elif wrong == 0:  # Its directory is taken.
+    elif wrong == 0:  # A file has its directory's name.
         (tmp_path / "0").mkdir()
         (tmp_path / "0" / "run").write_text("")
         message = "--workdir=run is not a directory"

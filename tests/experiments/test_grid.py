@@ -142,7 +142,7 @@ def test_jobs_on_this_machine_give_what_this_process_gives(tmp_path):
     assert failed == [bad] and list(results) == [good]
     expected, _ = executors.here({good: runs()[good]}, tmp_path / "here")
     assert results[good]["nll"] == expected[good]["nll"]
-    (tmp_path / "jobs" / good / "checkpoints").rename(tmp_path / "away")  # It is not run again.
+    (tmp_path / "jobs" / good / "checkpoints").rename(tmp_path / "away")  # The run is not repeated.
     assert execute({good: runs()[good]}, tmp_path / "jobs") == (results, [])
 
 

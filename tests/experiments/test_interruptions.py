@@ -1,4 +1,4 @@
-"""A run that is killed or asked to stop, over and over: in processes of their own."""
+"""Runs in child processes that are killed or asked to stop, over and over."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from led_jax import checkpoints
 pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
 
 FLAGS = "--latent_dim=3 --prior_depth=1 --prior_hidden=4 --nll_samples=2".split()
-# The long form: LED_JAX_KILLS=20.
+# LED_JAX_KILLS=20 makes the long form of the test.
 KILLS = int(os.environ.get("LED_JAX_KILLS", "2"))
 EPOCHS = 20 * KILLS
 KILLED = [f"--epochs={EPOCHS}", "--checkpoint_epochs=1"]
@@ -75,7 +75,7 @@ def interrupt(launch, name, flags, number, wait=0.0):
 
 def test_a_killed_run_goes_on_to_bit_identical_parameters(launch, uninterrupted):
     rng = random.Random(0)
-    # As long a wait as leaves half of the epochs to the last start.
+    # The longest wait before a kill: it leaves half of the epochs to the last start.
     longest = json.loads((uninterrupted / "result.json").read_text())["seconds_train"] / KILLS / 2
     torn = 0
     for _ in range(KILLS):
@@ -137,7 +137,7 @@ with stop_on_signal("to go on: again") as stop:
 
 @pytest.fixture
 def busy():
-    """Starts a process that is far from Python, with or without holding its files."""
+    """Starts a process in native code, which holds `stop.files` if it has an argument."""
     with contextlib.ExitStack() as stack:
 
         def start(*args):
@@ -190,8 +190,8 @@ Destroyed()
 
 
 def test_a_signal_ends_imports_at_once(tmp_path):
-    (tmp_path / "tensorboardX.py").write_text(IMPORTED)  # Comes before the package of that name.
-    # Children of a process that ignores the signal, as one in the background may, ignore it.
+    (tmp_path / "tensorboardX.py").write_text(IMPORTED)  # Shadows the package.
+    # Children inherit an ignored signal, and a process in the background may ignore this one.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "-m", "experiments.train", "--workdir=w"],

@@ -34,7 +34,7 @@ def images():
 
 
 def test_parameters_are_those_of_the_golden_file(images):
-    """A change here makes saved runs unreadable; if it is wanted, replace the file by the new."""
+    """A change makes saved runs unreadable; if intended, replace the file by the .json.new one."""
     found = {}
     for name, config in models():
         led = build_led(config, images)
@@ -78,7 +78,7 @@ def test_alternatives_can_be_trained_and_scored(table, images):
 
 
 def test_the_flag_names_an_objective():
-    """Each by its constructor; the warm-up of the KL is the ELBO's alone."""
+    """By its constructor. Only the ELBO has the warm-up of the KL."""
     for text, expected in {
         "stl": "stl()",
         "iwae:num_samples=3": "iwae(3)",

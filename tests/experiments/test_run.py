@@ -81,7 +81,7 @@ def test_the_best_state_is_saved_as_a_model(finished):
 
 @pytest.mark.slow
 def test_averaged_parameters_are_scored_and_saved_and_patience_ends_a_run(tmp_path):
-    """At a rate this low the bound's noise alone moves it, so that it soon stops rising."""
+    """At this low learning rate only noise moves the bound, so that it soon stops rising."""
     config = dataclasses.replace(
         TINY, epochs=50, learning_rate=1e-6, optimizer="adamw:weight_decay=0.1", ema=0.9, patience=2
     )
@@ -94,7 +94,7 @@ def test_averaged_parameters_are_scored_and_saved_and_patience_ends_a_run(tmp_pa
     assert_trees_equal(params, jax.device_put(best.eval_params))
     scored = run_module.estimate_nll(task, trainer.make_placement(config), params, "test")
     assert scored.nll == result["nll"]
-    # Its end is on record: going on trains no further.
+    # The end is on record: a run that goes on trains no further.
     (tmp_path / "result.json").unlink()
     again = run(config, tmp_path)
     assert {**again, "date": ""} == {**result, "date": ""}
@@ -111,7 +111,7 @@ def test_a_prior_is_fitted_to_a_finished_run_that_stays_as_it_is(finished, tmp_p
     assert led == before._replace(prior=led_jax.priors.vamp(5))
     assert_trees_equal(led.all_but_prior(params), before.all_but_prior(params_before))
     rows = data.load("digits").train
-    assert not (params["prior"][:, None] == rows).all(-1).any()  # It has moved.
+    assert not (params["prior"][:, None] == rows).all(-1).any()  # No component is still a row.
     for name in ("active_units", "num_params"):
         assert type(found[name]) is int
     assert found["active_units"] == result["active_units"]
@@ -205,7 +205,7 @@ def test_a_run_whose_directory_goes_away_stops(tmp_path, monkeypatch, during):
         run(config, workdir)
     assert not workdir.exists()
     monkeypatch.undo()
-    if during == "train":  # It is whole where it now is.
+    if during == "train":  # Its checkpoints are intact in "v".
         found = checkpoints.restore(
             tmp_path / "v" / "checkpoints",
             dict.fromkeys(("last", "best"), make_task(config).state_shape()),
@@ -222,10 +222,10 @@ def test_a_signal_within_an_epoch_saves_the_last_one_from_which_the_run_goes_on_
     def epochs(*args, **kwargs):
         for progress in original(*args, **kwargs):
             yield progress
-            if progress.epoch == 3:  # A signal's thread now comes to it.
+            if progress.epoch == 3:  # As a signal's thread would.
                 with ThreadPoolExecutor(1) as pool, stop.files:
                     assert pool.submit(stop.save).result() == "stopped after epoch 3 of 6"
-                raise KeyboardInterrupt  # It ends the process.
+                raise KeyboardInterrupt  # The signal ends the process.
 
     monkeypatch.setattr(training, "epochs", epochs)
     with pytest.raises(KeyboardInterrupt):
@@ -310,7 +310,7 @@ def nan_in_step(monkeypatch, number):
         return train_step(*args)
 
     monkeypatch.setattr(training, "train_step", broken)
-    # A program of an equal run, without the NaN, is not to serve here.
+    # Not the program of an equal run before, which has no NaN.
     monkeypatch.setattr(training, "once_for_equal", lambda build, *args: build.__wrapped__(*args))
 
 
@@ -342,7 +342,7 @@ def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch):
     assert not (tmp_path / "f" / "result.json").exists()
     kept = sorted(path.name for path in (tmp_path / "f" / "checkpoints").iterdir())
     assert kept == ["1", "2"]
-    # Without the cause, it goes on from there.
+    # Without the NaN, the run goes on from the last checkpoint.
     run(config, tmp_path / "f")
     lines = (tmp_path / "f" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, config.epochs + 1))

@@ -50,7 +50,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def own_flags():
-    """What a test does to the process's flags is undone: other tests have defined theirs."""
+    """Restores the process's flags after a test, as other tests have defined theirs."""
     state = vars(flags.FLAGS)
     before = {
         name: {key: list(v) if isinstance(v, list) else v for key, v in value.items()}
@@ -114,7 +114,7 @@ def test_lines_in_z0_are_straight_in_the_flows_base(launch, models, tmp_path):
     assert arrays["mean_z0"].shape == (2, 5, SIZE)
     for name in ("z", "z0"):
         np.testing.assert_allclose(np.diff(arrays[name], 2, axis=1), 0, atol=1e-5)
-    # Both lines have the same ends, and not the same middle.
+    # Both lines have the same ends, but different middles.
     z, _ = flow.apply(params["prior"]["flow"], arrays["z0"])
     np.testing.assert_allclose(z[:, [0, -1]], arrays["z"][:, [0, -1]], atol=1e-5)
     assert np.abs(z[:, 2] - arrays["z"][:, 2]).max() > 1e-2

@@ -222,7 +222,7 @@ def test_the_error_of_one_image_is_unknown():
 
 
 def test_alternatives_have_a_table_without_depths_and_the_papers_numbers(tmp_path, monkeypatch):
-    """Of made-up results: the rows, and the nats that are drawn, whose sum is the bound."""
+    """Checks, for made-up results, the rows and the drawn nats, whose sum is the bound."""
     table = {
         name: [Cell(None, None, TABLES["priors"][name][0].config)] for name in ("normal", "vamp")
     }

@@ -1,4 +1,4 @@
-"""One writer a directory. The configuration on record is tested with configurations."""
+"""A directory has one writer. `test_config` tests the configuration that is saved there."""
 
 import errno
 import fcntl
@@ -66,12 +66,12 @@ def test_a_file_system_without_locks_is_one_clear_line(tmp_path, monkeypatch):
 
 def test_one_process_does_not_hold_a_directory_twice(tmp_path):
     with hold(tmp_path):
-        for _ in range(2):  # The refused one does not end the lock.
+        for _ in range(2):  # A refused attempt keeps the lock.
             with pytest.raises(ValueError, match=f"process {os.getpid()} on"), hold(tmp_path):
                 pass
     with hold(tmp_path):
         pass
-    assert read_config(tmp_path) is None  # A lock alone makes no directory of something else.
+    assert read_config(tmp_path) is None  # A directory with a lock alone is accepted.
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -36,7 +36,7 @@ def parsed_flags():
         if not flags.FLAGS.is_parsed():
             flags.FLAGS(["benchmark"])
         yield
-    jax.config.update("jax_enable_compilation_cache", True)  # The benchmark goes without.
+    jax.config.update("jax_enable_compilation_cache", True)  # The benchmark disables it.
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def test_fully_connected_by_hand():
 
 def test_convolutions_by_hand():
     encoder = 14 * 14 * 9 * (1 * 32 + 16 * 16) + 7 * 7 * 9 * (16 * 64 + 32 * 32)
-    # Doubled maps are computed whole, before they are cut.
+    # Upsampled maps are computed whole, before they are cropped.
     decoder = 28 * 28 * 9 * (16 * 17 + 16 * 1) + 14 * 14 * 9 * (32 * 48 + 32 * 16)
     flat = 4 * 4 * 9 * (32 * 64 + 32 * 32), 8 * 8 * 9 * (32 * 64 + 32 * 32)
     dense = 512 * 450 + 450 * 64, 32 * 450 + 450 * 512

@@ -17,7 +17,7 @@ CONFIGS = training_suite.CELLS | {
 
 
 def led_and_params(config, scale=0.3):
-    """A model of ours with parameters moved at random, those that start at zero included."""
+    """A model of ours with noise added to all parameters, also to those that start at zero."""
     led = build_led(config, training_suite._dataset())
     params = jax.jit(led.init)(jax.random.key(0), jnp.zeros((2, 784)))
     leaves, treedef = jax.tree.flatten(params)
@@ -37,7 +37,7 @@ def dense_layers(params, name="Dense"):
 
 
 def conditioners(params, marker):
-    """Each flow layer's conditioner, from the stacked dict that holds `marker`."""
+    """Parameters of each flow layer's conditioner, from stacked dicts with the key `marker`."""
     if isinstance(params, dict) and marker in params:
         depth = len(jax.tree.leaves(params)[0])
         return [jax.tree.map(operator.itemgetter(i), params) for i in range(depth)]
@@ -46,7 +46,7 @@ def conditioners(params, marker):
 
 
 def rows_of(layer, count):
-    """A masked layer without the inputs that no unit sees: torch's layers have none."""
+    """A masked layer without the inputs that no unit sees, which torch's layers do not have."""
     return layer | {"kernel": layer["kernel"][:count]}
 
 
@@ -66,7 +66,7 @@ def copy_to_torch(net, layers):
 
 
 def assert_same_terms(model, led, params, noise_axes):
-    """The batch means of the bound's three terms are ours, at the same noise."""
+    """Asserts that the batch means of the bound's three terms equal ours for the same noise."""
     import torch
 
     key, x = jax.random.key(2), images()
@@ -146,7 +146,7 @@ def test_torch_computes_the_same_bound_with_convolutions(name):
         copy_to_torch(layer.pixel, [rows_of(pixel["dense_0"], layer.pixel.in_features)])
         copy_to_torch(layer.pixel_context, [pixel["context"]])
         copy_to_torch(layer.out, [rows_of(pixel["dense_1"], layer.out[0].in_features)])
-    # No unit may see the last channel of a pixel, of which ours have weights nevertheless.
+    # No unit may see the last channel of a pixel, but our layers have weights for it.
     unseen = 16 * config.posterior_depth
     assert (
         sum(p.numel() for p in model.parameters())

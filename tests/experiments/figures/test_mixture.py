@@ -11,7 +11,7 @@ def test_the_numbers_agree_with_one_another(tmp_path, monkeypatch):
     numbers = mixture.run(setting, 0, tmp_path)
     for name in ("learned", "fixed"):
         model = numbers[name]
-        # An estimate from samples of the data beside the integral, within its error.
+        # The estimate from samples of the data equals the integral within its error.
         assert abs(model["sampled_nll"] - model["nll"]) < 4 * model["sampled_nll_se"] + 0.01
         assert model["sampled_nll"] < -model["sampled_elbo"]
         assert model["nll"] - numbers["entropy"] == pytest.approx(model["kl_data_model"])

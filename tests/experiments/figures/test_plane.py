@@ -52,7 +52,7 @@ def test_the_mixture_is_a_density_and_its_samples_fit_it():
     assert grid.integrate(density) == pytest.approx(1, abs=1e-5)
     x, log_prob = mixture.sample_and_log_prob(params, KEY, (4000,))
     np.testing.assert_allclose(log_prob, mixture.log_prob(params, x), rtol=1e-6)
-    # Mean squares along an axis: half the circle's, and the modes' own.
+    # The mean square along an axis: half the squared radius, plus a mode's variance.
     second = plane.RADIUS**2 / 2 + plane.STD**2
     np.testing.assert_allclose(jnp.mean(x**2, 0), second, rtol=0.1)
     distance = jnp.abs(jnp.linalg.norm(x, axis=1) - plane.RADIUS) / plane.STD

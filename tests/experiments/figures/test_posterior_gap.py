@@ -30,7 +30,7 @@ def test_the_gap_is_what_the_bound_lacks(tmp_path):
     for name in ("mixture", "digits"):
         problem = numbers[name]
         for stage in (problem["before"], problem["after"]):
-            # Of 500 draws a row.
+            # The sampled ELBO has 500 draws a row.
             assert -stage["nll"] - stage["sampled_elbo"] == pytest.approx(
                 stage["posterior_gap"], abs=0.05
             )

@@ -31,7 +31,7 @@ def test_2d_targets_integrate_to_one_and_samples_follow_them(target):
         edges = axis + (axis[1] - axis[0]) / 2
         test = scipy.stats.kstest(x[:, i], lambda v, e=edges, c=cdf: np.interp(v, e, c))
         assert test.pvalue > 1e-3
-    # Both sides of a correlation, too: the mean of log p over samples is minus the entropy.
+    # This depends on correlations, too: the mean of log p over samples is minus the entropy.
     mask = density > 0
     entropy = -(density[mask] * np.log(density[mask])).sum() * area
     log_probs = np.asarray(target.log_prob(jnp.asarray(x)), np.float64)

@@ -28,7 +28,7 @@ def small(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", universality.DIRECTIONS)
 def test_divergences_of_known_flows(monkeypatch, direction):
-    """A fresh affine flow is the standard normal density: KL(N(m, s^2) || N(0, 1)) and back."""
+    """A fresh affine flow is N(0, I): both KL divergences to a normal target are known."""
     monkeypatch.setattr(universality, "SUITES", {2: (LINE,)})
     monkeypatch.setattr(universality, "TEST_ROWS", 20_000)
     cell = Cell(2, direction, "affine", TINY)
@@ -60,7 +60,7 @@ def test_side_by_side_a_flow_is_fitted_as_if_alone(monkeypatch, direction):
 
 @pytest.mark.slow
 def test_of_the_restarts_the_best_is_kept(monkeypatch):
-    # Flows 0 and 2 are of one target, 1 and 3 of the other.
+    # Flows 0 and 2 fit one target, 1 and 3 the other.
     shift = np.array([np.nan, 0.0, 0.0, 3.0])
     fitted = []
 
@@ -85,10 +85,10 @@ def test_a_run_writes_numbers_and_a_figure(monkeypatch, tmp_path):
     result = universality.run(True, 0, tmp_path)
     assert (tmp_path / "universality.png").stat().st_size > 1000
     assert json.loads(json.dumps(result)) is not None
-    assert len(result["fits"]) == 2 * 2 * 2  # None of the funnel in 8 dimensions.
+    assert len(result["fits"]) == 2 * 2 * 2  # A fast run leaves out 8 dimensions.
     for record in result["fits"]:
         assert record["kl_se"] > 0 and np.isfinite(record["kl"])
         kl = result["largest_kl"][record["target"]]
         assert kl[f"{record['transformer']}, {record['direction']}"] == record["kl"]
-    # Untrained flows are at 0.71; a hundred steps are on the way.
+    # An untrained flow has a KL of 0.71, which a hundred steps lower.
     assert result["largest_kl"]["one, 2-D"]["affine, forward"] < 0.5

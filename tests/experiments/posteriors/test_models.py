@@ -57,7 +57,7 @@ def test_other_coordinates_are_those_of_the_same_posterior(name):
 
 def test_the_funnel_and_the_banana_are_those_of_their_formulas():
     x = normal((7, 10))
-    v, rest = x[:, 0], x[:, 1:]  # "log_variance", then "x": sites by name.
+    v, rest = x[:, 0], x[:, 1:]  # Sites in the order of their names: "log_variance", "x".
     expected = scipy.stats.norm.logpdf(v, 0, 1.5)
     expected = expected + scipy.stats.norm.logpdf(rest, 0, np.exp(v / 2)[:, None]).sum(1)
     np.testing.assert_allclose(posterior_of("funnel").log_density(x), expected, rtol=1e-5)

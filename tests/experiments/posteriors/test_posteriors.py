@@ -93,12 +93,12 @@ def test_results_are_written_with_a_row_for_each_fit(monkeypatch, tmp_path):
     assert (tmp_path / "inference.png").stat().st_size > 1000
     with monkeypatch.context() as patch:
         patch.delattr(main, "measure")
-        assert main.run(True, 0, tmp_path) == result  # What is done is not done again,
+        assert main.run(True, 0, tmp_path) == result  # Finished fits are kept,
         with pytest.raises(NameError):
-            main.run(True, 1, tmp_path)  # if it is of the same seed
+            main.run(True, 1, tmp_path)  # unless the seed differs
         patch.setattr(main.provenance, "commit", lambda: "1a2b+dirty")
         with pytest.raises(NameError):
-            main.run(True, 0, tmp_path)  # and of code that is on record.
+            main.run(True, 0, tmp_path)  # or the code is not committed.
     origin = {"command": "c", "hardware": "h", "versions": {"jax": "0"}, "date": "d"}
     fits, chains, _ = main.to_markdown(result | origin).split("\n\n", 2)
     assert [line.split(" | ")[2] for line in fits.splitlines()[2:]] == [main.NEUTRA_FLOW]
