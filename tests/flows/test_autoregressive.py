@@ -107,7 +107,7 @@ def test_a_stack_on_maps_sees_what_is_after_a_pixel_from_its_second_layer_on(dep
 
 @pytest.mark.slow
 def test_context_of_maps_stays_aligned_in_layers_of_reversed_order():
-    """Without what the networks see of x, a position is a function of the context there alone."""
+    """If the networks do not see x, a position depends only on the context at that position."""
     event_shape = (2, 3, 2)
     conditioner = partial(flows.pixelcnn, event_shape)
     flow = gated_iaf(event_shape, 3, hidden=(4,), context_dim=12, conditioner=conditioner)

@@ -87,7 +87,7 @@ def test_a_stack_unrolled_or_scanned_equals_the_chain_of_its_layers(monkeypatch,
         return outputs, gradient
 
     outputs, gradient = values_and_gradient(chained, layers)
-    for max_unroll in (12, 0):  # Read when the stack is applied: it is the same flow.
+    for max_unroll in (12, 0):  # Read when the flow is applied, so one flow will do.
         set_max_unroll(monkeypatch, max_unroll)
         actual = values_and_gradient(flow, stack(layers))
         chex.assert_trees_all_close(actual, (outputs, stack(gradient)), rtol=1e-4, atol=1e-5)

@@ -36,8 +36,7 @@ def test_a_fresh_conditioner_emits_zeros_from_live_hidden_layers(make, context_d
     assert out.shape == (4, 2, 5)
     np.testing.assert_array_equal(out, np.zeros((4, 2, 5)))
 
-    # ReLU layers of variance 2 / fan-in keep the scale: with a random last layer, outputs are of
-    # order one.
+    # Once leaves of zeros are moved, gradients reach every leaf: no hidden layer is dead.
     def loss(params):
         return jnp.sum(network.apply(params, x, context) ** 2)
 
@@ -83,7 +82,7 @@ def jacobians(dim, hidden, context_dim):
 )
 def test_made_output_i_depends_on_exactly_the_inputs_before_i(dim, hidden, context_dim):
     if dim == 2 and context_dim:
-        hidden = (*(max(w, 2) for w in hidden),)  # A unit for each degree, 0 included.
+        hidden = (*(max(w, 2) for w in hidden),)  # A unit for each degree, including 0.
     of_x, *of_context = jacobians(dim, hidden, context_dim)
     allowed = np.tri(dim, k=-1, dtype=bool)
     for p in range(2):
@@ -96,12 +95,12 @@ def test_made_output_i_depends_on_exactly_the_inputs_before_i(dim, hidden, conte
 @pytest.mark.parametrize("context_dim", [None, 3])
 @pytest.mark.parametrize("dim,hidden", [(5, (2,)), (50, (7,)), (50, (12, 300)), (50, (60, 9))])
 def test_made_narrower_than_its_input_stays_autoregressive(dim, hidden, context_dim):
-    """Fewer units than degrees cannot carry every dependence; none may be a forbidden one."""
+    """With fewer units than degrees some dependences are lost; forbidden ones stay out."""
     of_x, *of_context = jacobians(dim, hidden, context_dim)
     narrow = min(hidden)
     for p in range(2):
         assert np.all(of_x[p][~np.tri(dim, k=-1, dtype=bool)] == 0)
-        # Evenly spread degrees: what is lost is at most the last step's inputs.
+        # Degrees are spread evenly, so that at most the last `step` inputs before i are lost.
         step = -(-dim // narrow)
         assert np.all(of_x[p][np.tri(dim, k=-step - 1, dtype=bool)] != 0)
     for jacobian in of_context:
@@ -114,7 +113,7 @@ def raster(event_shape):
 
 
 def map_jacobians(make, event_shape, hidden, context_maps):
-    """As `jacobians`, of a conditioner on maps; the context's by positions and maps."""
+    """As `jacobians`, of a conditioner on maps; context entries are by position, then map."""
     context_dim = event_shape[0] * event_shape[1] * context_maps or None
     network = make(event_shape, hidden, context_dim=context_dim, activation=jnp.tanh)(
         2, np.prod(event_shape)
@@ -160,7 +159,7 @@ def test_pixelcnn_sees_all_that_comes_before_within_its_reach(event_shape, depth
 @pytest.mark.parametrize("make", [flows.convnet, flows.pixelcnn])
 def test_a_map_reads_its_context_where_it_is(make):
     row, column = np.moveaxis(raster((4, 5))[:, None] - raster((4, 5)), -1, 0)
-    if make is flows.convnet:  # One convolution is behind the context's layer.
+    if make is flows.convnet:  # One convolution follows the context's layer.
         hidden, reach = (4,), (abs(row) <= 1) & (abs(column) <= 1)
     else:
         hidden, reach = (4, 4), (row == 0) & (0 <= column) & (column <= 1)

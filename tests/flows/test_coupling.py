@@ -22,8 +22,8 @@ def layer_order(event_shape, i, kind="random", seed=0):
     first, second = np.flatnonzero(mask), np.flatnonzero(~mask)
     if i % 2 == 0:
         return first, second
-    # The other half, in descending order. All layers pass as many entries: of an odd number, the
-    # lowest entry of the larger half is transformed again.
+    # The other half, in descending order. All layers pass the same number of entries: if the event
+    # has an odd number of them, the lowest one of the larger half is transformed again.
     extra = len(second) - len(first)
     return second[extra:][::-1], np.concatenate([second[:extra], first[::-1]])
 
@@ -90,7 +90,8 @@ def test_real_nvp_equals_distrax(dim, depth):
         passing, rest = layer_order((dim,), i)
         mask = np.isin(np.arange(dim), passing)
 
-        def conditioner(x):  # Distrax gives every entry, the others zeroed, and wants as many back.
+        # Distrax passes all entries, zeros for those it transforms, and wants parameters of all.
+        def conditioner(x):
             h = x[..., passing] @ params["dense_0"]["kernel"] + params["dense_0"]["bias"]
             out = jax.nn.relu(h) @ params["dense_1"]["kernel"] + params["dense_1"]["bias"]
             out = out.reshape(*out.shape[:-1], 2, len(rest))
@@ -252,7 +253,7 @@ def test_other_bad_arguments():
 
 
 def test_couplings_are_mixed_where_a_flow_says_so(x64):
-    """A stack by hand: what each mixing flow does, and then the coupling of the unmixed stack."""
+    """By hand: each mixing flow in turn, followed by that coupling of the unmixed stack."""
     dim, depth, mixing = 5, 2, flows.lu((5,))
     x = normal((4, dim))
     flow = flows.real_nvp((dim,), depth, hidden=(6,), mixing=mixing)

@@ -16,7 +16,7 @@ from led_jax.flows import base
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast_compile")]
 
-# As an attribute of led_jax.flows, `made` is the function.
+# The attribute `made` of led_jax.flows is the function, not this module.
 MADE = importlib.import_module("led_jax.flows.made")
 GOLDEN = Path(__file__).parents[1] / "golden"
 DEPTHS = (0, 1, 4, 12, 16)
@@ -81,8 +81,8 @@ def described(flow, event_shape, context_dim):
 def test_parameters_are_those_of_the_golden_file():
     """A change here makes saved models unreadable.
 
-    If it is wanted: a failing run leaves what it found in `parameters.json.new` beside the file,
-    which it is to replace.
+    If it is intended, replace the file by `parameters.json.new`, which a failing run writes beside
+    it.
     """
     found = {name: described(*stack) for name, *stack in stacks()}
     path = GOLDEN / "parameters.json"
@@ -129,7 +129,7 @@ FIXTURE = np.load(GOLDEN / "parameters_290305c.npz")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", converter.CASES)
 def test_parameters_of_before_they_were_stacked_give_the_same_numbers(x64, name):
-    """Log-densities, images and gradients, of what that code computed at the same parameters."""
+    """Log-densities, images and gradients equal those of the old code at the same parameters."""
     make, event_shape, context_dim, depth, max_unroll = converter.CASES[name]
     tree = converter.to_tree(json.loads(str(FIXTURE[f"{name}/tree"])))
     new = jax.eval_shape(make().init, KEY, *converter.inputs(event_shape, context_dim))

@@ -24,7 +24,7 @@ def softplus(x):
 
 
 def test_planar_is_the_papers_formula(x64):
-    """Eq. 10 to 12 and appendix A.1 of Rezende and Mohamed, a layer after the other in NumPy."""
+    """Eq. 10 to 12 and appendix A.1 of Rezende and Mohamed, layer by layer in NumPy."""
     flow, x = flows.planar((4,), 3), normal((6, 4))
     params = random_params(flow.init, x, scale=0.8)
     z, expected = np.asarray(x), np.zeros(6)
@@ -107,7 +107,7 @@ def test_a_fresh_flow_moves_nothing(make):
 @pytest.mark.slow
 @every_maker
 def test_where_the_map_is_all_but_singular_it_is_still_inverted(x64, make):
-    """Parameters that would fold the map over, were they not constrained."""
+    """The parameters would make the map fold over if they were not constrained."""
     flow, x = make((3,), 1), normal((50, 3))
     shapes = jax.eval_shape(flow.init, KEY, x)
     many = jax.tree.map(lambda leaf: 2 * normal((30, *leaf.shape), seed=4), shapes)

@@ -12,7 +12,7 @@ from support.cases import CASES, CONTEXT_DIM, Case, build, smooth_made, smooth_m
 
 from led_jax import flows
 
-# Of the other cases the tests are slow: altogether they take minutes.
+# The tests of all other cases are marked slow: together they take minutes.
 QUICK = ("coupling-affine-5", "autoregressive-2")
 
 
@@ -29,7 +29,7 @@ def parametrize_cases(cases):
 every_case = parametrize_cases(CASES)
 both_directions = pytest.mark.parametrize("direction", ["apply", "inverse"])
 conditional_cases = parametrize_cases(case for case in CASES if case.conditional)
-# Without those that are other cases' layers in another shape or number.
+# Without cases whose layers another case has in another shape or number.
 FAR_CASES = [
     case
     for case in CASES
@@ -38,9 +38,10 @@ FAR_CASES = [
     and case.name not in ("real_nvp-0", "real_nvp-2", "real_nvp-5", "real_nvp-channel", "repeat-3")
     and case.name not in ("iaf-0", "iaf-1", "iaf-1-context", "iaf-image", "iaf-2", "maf-5")
 ]
-# Far out each gate of an inverse multiplies by up to e^20, so that between a deep stack's layers
-# entries exceed the dtype's largest number, and the entries that depend on them are lost, however
-# small they are. Single gates are tried in both directions, as coupling and as autoregressive-2.
+# Far out each gate of an inverse multiplies by up to e^20. Between the layers of a deep stack
+# entries then exceed the dtype's largest number, and all entries that depend on them are lost,
+# however small they are. Single layers of gates, coupling-gated-checkerboard and autoregressive-2,
+# are tried in both directions.
 FAR_ONE_WAY = {"iaf-deep": ("apply",)}
 EAGER_CASES = {"chain", "real_nvp-5", "repeat-3", "autoregressive-sigmoids", "iaf-deep"}
 assert {case.name for case in CASES} >= EAGER_CASES
@@ -53,7 +54,7 @@ def preserves_volume(case):
 
 
 def names_used(code):
-    """Names that a function looks up, those in functions within it included."""
+    """Names that a function looks up, including those in nested functions."""
     inner = [names_used(const) for const in code.co_consts if hasattr(const, "co_names")]
     return set(code.co_names).union(*inner)
 
@@ -89,7 +90,7 @@ def test_log_det_is_that_of_the_jacobian_and_round_trips(x64, case):
         again, log_det_back, _ = back(y, context)
         np.testing.assert_allclose(again, x, rtol=1e-8, atol=1e-8)
         np.testing.assert_allclose(log_det_back, -log_det, rtol=1e-8, atol=1e-8)
-        # Otherwise this test would see but an identity.
+        # Otherwise this test would only see an identity.
         if any(leaf.size for leaf in jax.tree.leaves(params)):
             assert np.abs(y - x).max() > 0.05
             assert preserves_volume(case) == (np.abs(log_det).max() == 0)
@@ -242,7 +243,7 @@ def test_second_call_does_not_compile_again(case, direction):
         traces.append(1)
         return getattr(flow, direction)(*args)
 
-    # Its own results are of the types it was traced for.
+    # The result y has the type of x, so that a call on y needs no new trace.
     y, _ = transform.eval_shape(params, x, context)
     transform.eval_shape(params, y, context)
     assert len(traces) == 1
@@ -276,7 +277,7 @@ def test_wrong_event_shape_is_an_error(case):
 
 @pytest.fixture
 def frozen():
-    """Hides the objects that live already from the leak check: it looks through all of them."""
+    """Hides existing objects from the leak check, which would look through all of them."""
     gc.collect()
     gc.freeze()
     yield

@@ -59,13 +59,13 @@ def test_a_density_is_zero_outside_of_its_support():
 @each_support
 @pytest.mark.parametrize("dtype", FAR)
 def test_log_dets_at_the_border_and_far_out(x64, flow, low, high, dtype):
-    """Against the logarithm of the derivative by autodiff of the same map, in float64."""
+    """Compares them with the log of the derivative in float64, by autodiff of the same map."""
     x = jnp.concatenate([jnp.linspace(-3, 3, 9), jnp.array([-1, 1]) * FAR[dtype]])[:, None]
     y, log_det = jax.jit(flow.apply)((), x.astype(dtype))
     assert y.dtype == log_det.dtype == dtype
     assert np.all((low < y) & (y < high))
 
-    def exact(x):  # The distance to the lower border keeps its digits where the value does not.
+    def exact(x):  # Distance to the nearer border, which keeps its digits where y does not.
         if high == np.inf:
             return jnp.exp(x) if flow == flows.exp() else jnp.logaddexp(0.0, x)
         return (high - low) * jnp.exp(jnp.minimum(x, -x)) / (1 + jnp.exp(-jnp.abs(x)))
@@ -73,13 +73,13 @@ def test_log_dets_at_the_border_and_far_out(x64, flow, low, high, dtype):
     slope = np.abs(jax.vmap(jax.grad(exact))(x[:, 0]))
     tolerance = 1e-5 if dtype == jnp.float32 else 1e-12
     np.testing.assert_allclose(log_det, np.log(slope), rtol=tolerance, atol=tolerance)
-    # Back, from where the value still tells the point.
+    # Back, where y still has the digits to tell x.
     near = np.abs(x[:, 0]) <= 3
     again, log_det_back = jax.jit(flow.inverse)((), y)
     lost = tolerance * (2e4 if flow == flows.sigmoid(-2.0, 1e4) else 20)
     np.testing.assert_allclose(again[near], x[near], rtol=lost, atol=lost)
     np.testing.assert_allclose(log_det_back[near], -log_det[near], rtol=lost, atol=lost)
-    if low == 0:  # Next to 0 there are numbers of every size.
+    if low == 0:  # Floats near 0 keep all their digits, so that far points come back, too.
         np.testing.assert_allclose(again[-2], x[-2], rtol=tolerance)
         np.testing.assert_allclose(log_det_back[-2], -log_det[-2], rtol=tolerance)
 
@@ -115,7 +115,7 @@ def test_simplex_is_stick_breaking(x64, size):
 
 @pytest.mark.parametrize("dtype", FAR)
 def test_simplex_far_out(x64, dtype):
-    """Where nearly all is in one entry, from each of them in turn."""
+    """Points where one entry has nearly all the mass, for each entry in turn."""
     x = FAR[dtype] / 4 * jnp.array([[1.0, 0, 0], [-1, 1, 0], [-1, -1, 1], [-1, -1, -1]])
     flow = jax.jit(flows.simplex().apply)
     y, log_det = flow((), x.astype(dtype))

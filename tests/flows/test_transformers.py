@@ -49,7 +49,7 @@ def test_every_public_transformer_is_tested():
 @each_transformer
 def test_derivatives_and_inverse(x64, transformer):
     raw, x = 3 * normal((40, transformer.num_params, 5)), 4 * normal((40, 5), seed=2)
-    x = x.at[:20].multiply(0.1)  # Many in the box.
+    x = x.at[:20].multiply(0.1)  # Many in BOX's interval.
 
     @jax.jit
     def both_ways(raw, x):
@@ -63,7 +63,7 @@ def test_derivatives_and_inverse(x64, transformer):
 
     y, log_det, again, log_det_back, slope, slope_back = both_ways(raw, x)
     assert y.shape == log_det.shape == again.shape == log_det_back.shape == x.shape
-    # A spline is as flat as 1e-6 in places: there the inverse has so many digits less.
+    # A spline has slopes down to 1e-6, where the inverse loses as many digits.
     np.testing.assert_allclose(again, x, rtol=1e-8, atol=1e-8)
     assert np.all(slope > 0)
     np.testing.assert_allclose(log_det, np.log(slope), atol=1e-10)
@@ -143,7 +143,7 @@ def test_parameters_broadcast_against_samples(transformer):
 def test_derivatives_of_the_inverse_in_both_modes_and_of_second_order(x64, transformer):
     raw, y = normal((transformer.num_params, 3)), jnp.array([-0.4, 0.3, 0.7])
 
-    def along(t):  # A curve through raw and y: its derivatives need theirs.
+    def along(t):  # Derivatives along this curve need those with respect to raw and y.
         x, log_det = transformer.inverse(raw * (1 + t), y + 0.1 * t)
         return jnp.stack([x, log_det])
 
@@ -280,7 +280,7 @@ def test_sigmoid_mixture_needs_units():
 
 
 def test_the_cheap_direction_is_the_one_that_searches_for_no_root():
-    """A root is searched for in a loop, and where that is so `cheap` names the other direction."""
+    """A root search is a while loop; `cheap` names the direction without one."""
     for transformer in TRANSFORMERS.values():
         raw, x = jnp.zeros((transformer.num_params, 3)), jnp.zeros(3)
         cheap = [
