@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 @contextlib.contextmanager
 def compilations():
-    """A list that grows by an entry for every program that is compiled in the meantime."""
+    """Yields a list that gains an entry for every program compiled within the `with` block."""
     compiled = []
 
     def listen(event, *args, **kwargs):
@@ -42,7 +42,7 @@ def randomise(params, scale=0.3, seed=7):
 
 
 def random_params(init, *args, scale=0.3, seed=7):
-    """Noise in the shapes of fresh parameters, whose own values would take compiling."""
+    """Noise in the shapes of fresh parameters, whose own values would need a compilation."""
     shapes = jax.eval_shape(init, KEY, *args)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return randomise(zeros, scale, seed)
@@ -68,7 +68,7 @@ def layers_of(params):
 
 
 def assert_trees_equal(actual, expected):
-    """Bit for bit, dtypes included."""
+    """Asserts equality bit for bit, including dtypes."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
@@ -98,7 +98,7 @@ def assert_finite_where_representable(function, *args, dtype):
     with jax.enable_x64(True):
         exact = entries(jax.tree.map(lambda x: x.astype(jnp.float64), args))
     for leaf, expected in zip(found, exact, strict=True):
-        # Where float64 overflows, too, there are NaNs beside infinities.
+        # False for the NaNs and infinities where float64 overflows, too.
         is_representable = np.abs(expected) <= float(jnp.finfo(dtype).max)
         assert np.isfinite(leaf[is_representable]).all()
 

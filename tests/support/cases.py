@@ -24,7 +24,7 @@ class Case(NamedTuple):
     event_shape: tuple[int, ...]
     conditional: bool = False
     noise: float = 0.3  # Scale of the parameters; less for deep stacks, which turn singular.
-    in_unit_cube: bool = False  # Whether test points are in (0, 1)^D: the image, or a part of it.
+    in_unit_cube: bool = False  # Whether test points are in (0, 1)^D, within the image.
 
 
 def smooth_mlp(**kwargs):
@@ -40,7 +40,7 @@ PAIR_MASK = np.array([False, True])
 ODD_MASK = np.array([True, False, False, True, False])
 ORDERS = np.random.default_rng(0).permuted(np.tile(np.arange(3), (20, 1)), axis=1).astype(np.int32)
 
-# The lambdas name every constructor that they exercise: the table's own test reads it off them.
+# The lambdas name every constructor they use: a test reads the names off their code.
 CASES = [
     Case("identity-1", lambda: flows.chain(), (1,)),
     Case("identity-image", lambda: flows.chain(event_ndims=3), (2, 1, 3)),
@@ -55,7 +55,7 @@ CASES = [
     Case("sigmoid", lambda: flows.sigmoid(-0.5, 1.5), (3,), in_unit_cube=True),
     Case("softplus", lambda: flows.softplus(-0.5), (3,), in_unit_cube=True),
     Case("exp", lambda: flows.exp(), (3,), in_unit_cube=True),
-    # Back again, because there are as many entries then as before.
+    # Followed by its inverse, as the other cases keep the number of entries.
     Case("simplex", lambda: flows.chain(flows.simplex(), flows.invert(flows.simplex())), (3,)),
     Case("on", lambda: flows.on((3, 1, 0), flows.real_nvp((3,), 2, hidden=HIDDEN)), (5,)),
     Case("flatten", lambda: flows.flatten(flows.permute(ODD_MASK.argsort()), (5, 1)), (5, 1)),
@@ -271,7 +271,7 @@ class Built(NamedTuple):
 
 
 def build(case, batch_shape=(4,)):
-    """Built once for each dtype in a process."""
+    """Builds a case, once in a process for each dtype."""
     return _build(case, batch_shape, jnp.result_type(float))
 
 

@@ -1,4 +1,4 @@
-"""Parameters of flows from before they were stacked, carried over to today's layout.
+"""Converts parameters of flows from before they were stacked to today's layout.
 
 Up to commit 290305c a stack of up to 12 layers (4 of coupling layers) was a tuple, a MADE's kernel
 was one array for each block of columns, with its longer side last, and names were flax's own.
@@ -145,8 +145,8 @@ def evaluate(name, tree, to_layout=lambda params: params):
     Args:
       name: the case.
       tree: shapes of its old parameters.
-      to_layout: takes them to the layout of the code that runs. Gradients are those with respect to
-        the old ones; of a large array, the sums along either axis.
+      to_layout: maps old parameters to the layout of the code that runs. Gradients are with respect
+        to the old parameters; of a large array, only the sums along either axis are returned.
     """
     make, event_shape, context_dim, _, _ = CASES[name]
     flow = make()

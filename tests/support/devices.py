@@ -1,7 +1,7 @@
-"""What the tests of several devices and of several processes run, in processes of their own.
+"""What the tests of several devices and of several processes run in child processes.
 
-As a script it prints one line of JSON. Every program here is of one small model, which
-trains for two epochs of four steps.
+As a script it prints one line of JSON. All programs here are of one small model that trains for
+two epochs of four steps.
 """
 
 import json
@@ -32,7 +32,7 @@ def main(num_devices: int, num_processes: int, index: int, port: int) -> None:
 
 
 def with_devices(num_devices: int) -> str:
-    """XLA's flags for as many devices of the CPU."""
+    """XLA's flags for this number of CPU devices."""
     count = f"--xla_force_host_platform_device_count={num_devices}"
     return " ".join([os.environ.get("XLA_FLAGS", ""), count])
 
@@ -58,7 +58,7 @@ def setup():
 
 
 def start():
-    """Where all of them start."""
+    """The progress from which all runs start."""
     import jax
     import jax.numpy as jnp
 
@@ -116,7 +116,7 @@ def one_process():
     runs["pmap"] = train(placements[4], resume=progress, method="pmap")
     found: dict[str, Any] = {"runs": runs}
 
-    # Programs that are compiled ahead are those of epochs.
+    # Only programs of epochs are compiled ahead of time.
     programs, compile = [], jax.stages.Lowered.compile
     jax.stages.Lowered.compile = lambda self, *args, **kwargs: (
         programs.append(compile(self, *args, **kwargs)) or programs[-1]
@@ -152,7 +152,7 @@ def one_process():
 
 
 def by_vmap(state, size):
-    """The parameters after two epochs whose batches are in shards, each with a key of its own."""
+    """Parameters after two epochs in which each shard of a batch has its own key."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -193,7 +193,7 @@ def flat(tree):
 
 
 def collectives(hlo):
-    """How many of each an optimized program has."""
+    """The number of collective operations of each kind in an optimized program."""
     names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
     counts = {name: hlo.count(f" {name}(") + hlo.count(f" {name}-start(") for name in names}
     return {name: count for name, count in counts.items() if count}
