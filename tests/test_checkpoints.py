@@ -40,7 +40,7 @@ def abstract(led=LED_MODEL, optimizer=ADAM):
 
 @functools.cache
 def state(seed=0):
-    """A state's structure, filled with numbers: nothing need be compiled for it."""
+    """A state's structure filled with numbers, which needs no compilation."""
     rng = np.random.default_rng(seed)
 
     def fill(leaf):
@@ -93,7 +93,7 @@ def test_any_leaves_survive(tmp_path, tree):
 
 @pytest.mark.slow
 def test_going_on_equals_never_having_stopped(tmp_path):
-    """A progress is written and read between two epochs."""
+    """The progress is saved and restored between two epochs."""
     x = data(20).astype(np.float32)
     rows = Dataset("rows", (3,), x, x[:5], x[:0])
     density = densities.transformed(densities.standard_normal((3,)), flows.actnorm())
@@ -154,7 +154,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_gives_way_to_the_new_one
     read_record = checkpoints._read_record
 
     def read(path):
-        if path.name == "1":  # The run beside us keeps the newest alone.
+        if path.name == "1":  # By another process, which keeps only the newest.
             save(tmp_path, (2, state(2)), keep=1)
         return read_record(path)
 
@@ -253,7 +253,7 @@ def truncate(path):
 
 
 def files(checkpoint):
-    """Those of the arrays, largest first."""
+    """The checkpoint's array files, largest first."""
     found = [path for path in (checkpoint / "arrays").rglob("*") if path.is_file()]
     return sorted(found, key=lambda path: -path.stat().st_size)
 
@@ -352,9 +352,9 @@ def test_loading_never_unpickles(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_no_random_damage_goes_unnoticed(tmp_path, saved, capfd):
-    """Bytes changed and files cut short: what is read is what was written, or the one before.
+    """With bytes changed or files cut short, what was written is read, or the checkpoint before.
 
-    And nothing but the log tells of it: no other thread is left with an error.
+    Only the log tells of damage: no thread is left behind or prints an error.
     """
     rng = np.random.default_rng(0)
     like = {"last": abstract()}

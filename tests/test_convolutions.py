@@ -31,13 +31,13 @@ def interpolate(x):
         positions = (np.arange(-1, 2 * size + 1) + 0.5) / 2 - 0.5
         low = np.floor(positions).astype(int)
         part = (positions - low).reshape(-1, *(1,) * (2 - axis))
-        # The map is doubled first and padded then: the outermost rows repeat those inside.
+        # The map is doubled before it is padded: the outermost rows repeat those next to them.
         below, above = (np.take(x, np.clip(i, 0, size - 1), axis) for i in (low, low + 1))
         x = (1 - part) * below + part * above
     return x
 
 
-# Fewer outputs than inputs, and far fewer, are computed other ways.
+# Fewer outputs than inputs, and far fewer, are computed in other ways.
 @pytest.mark.slow
 @pytest.mark.parametrize("stride,channels,features", [(1, 2, 3), (1, 3, 2), (1, 16, 2), (2, 8, 2)])
 def test_convolution_and_its_gradient(x64, stride, channels, features):

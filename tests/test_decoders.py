@@ -67,7 +67,7 @@ def test_a_deviation_that_does_not_depend_on_z(x64, scale, size):
     mean = z @ params["network"]["kernel"] + params["network"]["bias"]
     expected = scipy.stats.norm.logpdf(x, mean, np.exp(params["free"])).sum(-1)
     np.testing.assert_allclose(decoder.log_prob(params, z, x), expected)
-    # Fitted to noise of known deviations, it finds them.
+    # The gradient that fits the deviations to the residuals, against the one by hand.
     slope = jax.grad(lambda p: decoder.log_prob(p, z, x).mean())(params)["free"]
     by_hand = (((x - mean) * np.exp(-params["free"])) ** 2 - 1).mean((0, 1))
     np.testing.assert_allclose(slope, by_hand if size == 3 else by_hand.sum(keepdims=True))
@@ -88,7 +88,7 @@ def test_a_density_as_decoder_integrates_to_one_at_every_z(x64):
     # The conditioner's kinks bound the sum's accuracy: 1e-5 at this step.
     np.testing.assert_allclose(mass.sum(1), 1, rtol=1e-4)
     means = mass @ grid
-    assert np.abs(means[0] - means[1]).max() > 0.05  # It reads z.
+    assert np.abs(means[0] - means[1]).max() > 0.05  # They depend on z.
     found = jax.jit(decoder.mean)(params, z[:, 0])
     draws = jax.jit(decoder.sample)(params, KEY, jnp.broadcast_to(z[:, 0], (4000, 2, 2)))
     for sampled in (found, draws.mean(0)):
@@ -164,7 +164,7 @@ NETWORKS = {
     ),
 }
 Z_SHAPES = {"mlp": (2,), "resconv": (2,), "spatial": (1, 1, 2)}
-# Each with all values of an entry that have mass, and what they weigh in a sum.
+# Each with values of an entry that have nearly all mass, and the weight of a value in a sum.
 LIKELIHOODS = {
     "bernoulli": (likelihoods.bernoulli, np.arange(2.0), 1),
     "poisson": (poisson, np.arange(40.0), 1),
@@ -177,7 +177,7 @@ LIKELIHOODS = {
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_every_likelihood_under_every_network_is_normalised(x64, name, network):
-    """The sum over all x of p(x|z) is one, entries are independent, and the mean is the mean."""
+    """p(x|z) sums to one over all x, and its moments are those of `mean` and of samples."""
     make, values, weight = LIKELIHOODS[name]
     decoder = NETWORKS[network](make())
     z = normal((2, *Z_SHAPES[network]))

@@ -76,7 +76,7 @@ def test_bases_with_other_tails(x64, base, reference):
     assert x.shape == (20, 100, 2, 3) and log_prob.shape == (20, 100)
     assert scipy.stats.kstest(np.asarray(x).ravel(), reference.cdf).pvalue > 1e-3
     np.testing.assert_allclose(log_prob, reference.logpdf(x).sum((-1, -2)), rtol=1e-10)
-    # Quadrature, over y of x = sinh(y), which reaches far out.
+    # Quadrature over y with x = sinh(y), which reaches far out.
     y = jnp.linspace(-30, 30, 20_001)
     log_density = jax.jit(base((1,)).log_prob)((), jnp.sinh(y)[:, None])
     total = (np.exp(log_density) * np.cosh(y)).sum() * (y[1] - y[0])
@@ -167,11 +167,11 @@ CONDITIONAL = {
 def build(make, base, dim=2, noise=0.1):
     density = densities.transformed(base((dim,)), make())
     params = jax.jit(density.init)(KEY, normal((dim,)))
-    return density, randomise(params, noise)  # More gives tails that no grid holds.
+    return density, randomise(params, noise)  # More noise gives tails that no grid holds.
 
 
 def on_grid(density, params, n, context=None):
-    """Log-densities at the middles of n x n cells that hold all but a bit of the mass."""
+    """Log-densities at the middles of n x n cells that hold nearly all of the mass."""
     x, _ = density.sample_and_log_prob(params, KEY, (4000,), context)
     low, high = np.asarray(x.min(0)), np.asarray(x.max(0))
     margin = 0.6 * (high - low)
@@ -236,7 +236,7 @@ def test_samples_follow_the_density(x64, name):
             np.asarray(x)[:, axis], lambda v, e=edges[axis], c=cdf: np.interp(v, e, c)
         )
         assert test.pvalue > 1e-3
-        # The base's own samples would not pass.
+        # Samples of the base would not pass the test above.
         assert scipy.stats.kstest(np.asarray(x)[:, axis], scipy.stats.norm.cdf).pvalue < 1e-6
 
 
@@ -298,7 +298,7 @@ def test_finite_far_out(base, name, dtype):
 
     def scored(params, x):
         log_prob, gradient = jax.value_and_grad(density.log_prob, (0, 1))(params, x)
-        # Outside of a uniform density -inf is what it is.
+        # Outside of a uniform density -inf is right.
         is_outside = (log_prob == -jnp.inf) & (base is densities.uniform)
         return jnp.where(is_outside, 0, log_prob), gradient
 
@@ -439,7 +439,7 @@ def test_a_mixture_far_from_the_origin_is_accurate():
     expected = mixture_log_prob(params, x, 1)
     np.testing.assert_allclose(log_prob, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(density.log_prob(params, x), expected, rtol=1e-4, atol=1e-4)
-    assert expected.mean() > -1  # Which it is of a scale of 0.1 alone.
+    assert expected.mean() > -1  # Only at a scale as small as 0.1.
     points = jnp.array([[-1e6, 1e6], [0.0, 0.0], [1e3, 1e3]])
     value, gradient = jax.vmap(jax.value_and_grad(density.log_prob, (0, 1)), (None, 0))(
         params, points
@@ -456,7 +456,7 @@ def test_a_mixture_starts_on_rows_of_the_data():
         assert distance.min(1).max() < 0.1
         assert len(set(distance.argmin(1))) > num_components / 3
         assert not np.any(params["logits"]) and not np.any(params["log_std"])
-    # Without rows to choose from, around the one that is there.
+    # Without rows to choose from, means are around the only row, or around 0.
     for x, center in ((jnp.full(2, 500.0), 500), (jnp.full((1, 2), 500.0), 500), (rows[:0], 0)):
         mean = densities.mixture_of_normals((2,), 9).init(KEY, x)["mean"]
         assert mean.shape == (9, 2) and len(np.unique(mean[:, 0])) == 9
@@ -469,7 +469,7 @@ def test_a_mixture_has_components():
 
 
 def resampled_line(num_draws=100_000, num_attempts=5):
-    """A normal of which little is accepted near its mean."""
+    """A resampled normal that accepts few draws near its mean."""
     density = densities.resampled((1,), hidden=(2,), num_draws=num_draws, num_attempts=num_attempts)
     layers = {
         "dense_0": {"kernel": [[2.0, -3.0]], "bias": [-0.5, -1.0]},
@@ -491,7 +491,7 @@ def acceptance(params, x):
 
 @pytest.mark.slow
 def test_a_resampled_density_by_quadrature(x64):
-    """Rate, formula and total, where the draws are many; and the error that few of them make."""
+    """Acceptance rate, formula and integral with many draws, and the error with few draws."""
     density, params = resampled_line()
     normal, a = scipy.stats.norm.pdf(LINE), acceptance(params, LINE[:, None])
     cell = LINE[1] - LINE[0]
@@ -527,7 +527,7 @@ def test_samples_of_a_resampled_density(x64):
 
 @pytest.mark.slow
 def test_gradients_of_a_resampled_density_see_the_normaliser(x64):
-    """Beside those of the same formula with the rate by quadrature; the draws are others each."""
+    """Against gradients of the same formula with the rate by quadrature."""
     density, params = resampled_line(1_000_000, num_attempts=30)
     rows, line = jnp.linspace(-1, 2, 9)[:, None], jnp.asarray(LINE[:, None])
 
@@ -550,7 +550,7 @@ def test_gradients_of_a_resampled_density_see_the_normaliser(x64):
         np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max() + 1e-3)
     moved = jax.tree.map(lambda leaf: leaf + 1e-9, params)
     change = density.log_prob(moved, rows) - density.log_prob(params, rows)
-    assert 1e-6 < np.abs(change).max() < 0.05  # Other draws: no change of 1e-9 alone.
+    assert 1e-6 < np.abs(change).max() < 0.05  # Other draws, too: 1e-9 alone changes less.
 
 
 @pytest.mark.slow

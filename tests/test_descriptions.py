@@ -91,7 +91,7 @@ def network(shape: tuple[int, ...], hidden: Sequence[int] = (4,)) -> Callable[..
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
-    """The names of each test are its own."""
+    """Gives each test its own names."""
     for table in ("_entries", "_by_id"):
         entries = getattr(descriptions, table).items()
         kept = {key: entry for key, entry in entries if entry.name.startswith("jax.")}
@@ -402,7 +402,7 @@ def tree():
 def test_parameters_come_back_as_they_were(registry, tmp_path, params):
     path = tmp_path / "new" / "model"
     save(path, build(registry), params)
-    save(path, build(registry), params)  # In the place of the first.
+    save(path, build(registry), params)  # Replaces the first.
     model, again = load(path)
     assert model == build(registry)
     assert jax.tree.structure(again) == jax.tree.structure(params)
@@ -436,7 +436,7 @@ def test_parameters_without_description_are_refused(registry, tmp_path):
 
 
 def resave(path, record=None, arrays=None, compress=False):
-    """Writes other contents with a sum that fits."""
+    """Writes other contents with a SHA-256 that matches."""
     files = {"params.npz": None}
     if arrays is not None:
         with open(path / "params.npz", "wb") as file:

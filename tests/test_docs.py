@@ -47,7 +47,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
 
 
 def test_lines_are_counted():
-    """Lines of code without blank ones and comments, of the blocks after the imports."""
+    """The table's counts are of the blocks after the imports, without blanks and comments."""
     rows = re.findall(r"^\| .* \| `\w+` \| (\d+) \|", (ROOT / EXTENDING).read_text(), re.M)
     counts = [
         sum(bool(line.strip()) and not line.strip().startswith("#") for line in block.splitlines())
@@ -93,7 +93,7 @@ for module, args in json.load(sys.stdin):
 
 
 def test_commands_are_accepted(tmp_path):
-    """The flags of every command; of a training, their values; of a sweep, what it would run."""
+    """Checks all flags; for trainings also their values; for sweeps also what they would run."""
     commands = []
     for page in SHELLS:
         for module, rest in COMMAND.findall((ROOT / page).read_text()):
@@ -125,7 +125,7 @@ def test_doctests(name):
     assert doctest.testmod(module, extraglobs=names).failed == 0
 
 
-# The others describe types that flax makes, or take a module of the user's.
+# Constructors without a doctest: classes, and one that takes a module of the user's.
 WITHOUT = {"LED", "MLP", "ResConvDecoder", "ResConvEncoder", "gaussian_encoder"}
 
 

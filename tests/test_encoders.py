@@ -53,7 +53,7 @@ def test_a_spatial_context_is_a_map_beside_mean_and_log_std():
     encoder = encoders.spatial_encoder((8, 8), (4, 4, 2), (3,), context_maps=2)
     x = normal((64,))
     params = random_params(encoder.init, x)
-    # The context's kernels are made those of the mean, so that the two are one map.
+    # With the weights of the mean copied to the context, the two are the same map.
     last = params["Conv_0"]
     params["Conv_0"] = {k: v.at[..., 4:].set(v[..., :2]) for k, v in last.items()}
     mean, _, context = jax.jit(encoder.apply)(params, x)

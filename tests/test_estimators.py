@@ -122,7 +122,7 @@ def test_nll_is_the_exact_marginal_within_its_error(x64):
         scores.append((estimate.nll - exact.mean()) / estimate.monte_carlo_error)
         row_scores.append((estimate.per_example - exact) / estimate.per_example_error)
         assert estimate.nll < -estimate.elbo
-    # Standard normal scores: each within 3 and a bit, and a spread of about one.
+    # The scores are standard normal: all within 4, with a spread of about one.
     assert np.abs(scores[0]) < 3 and np.max(np.abs(scores)) < 4
     assert 0.6 < np.sqrt(np.mean(np.square(scores))) < 1.5
     assert 0.7 < np.sqrt(np.mean(np.square(row_scores))) < 1.3
@@ -181,13 +181,13 @@ def test_rows_that_fill_up_the_last_batch_do_not_count(x64):
     assert whole.per_example.shape == (7,)
     np.testing.assert_allclose(whole.nll * 7 - part.nll * 6, whole.per_example[6], rtol=1e-9)
     assert whole.elbo * 7 - part.elbo * 6 == pytest.approx(Truth(**OFF).elbo(x[6]), abs=1.5)
-    # A JAX array of rows will do as well.
+    # Rows may also be a JAX array.
     np.testing.assert_array_equal(nll(jnp.asarray(x)).per_example, whole.per_example)
 
 
 @pytest.mark.slow
 def test_chunks_only_bound_memory():
-    """The same weights in other chunks: draws differ, the estimate stays within its error."""
+    """As many samples in other chunks: draws differ, the estimate stays within its error."""
     truth, x = Truth(**OFF), data(5)
     estimates = [
         estimators.nll(LED_MODEL, truth.params, KEY, x, 3000, samples_per_chunk=chunk)
@@ -313,7 +313,7 @@ def test_aggregated_posterior_of_a_flow_with_context_integrates_to_one(x64):
     z = jnp.stack(jnp.meshgrid(ticks, ticks), -1).reshape(-1, 2)
     q = jnp.exp(estimators.aggregated_posterior_log_prob(led, params, z, encoding))
     np.testing.assert_allclose(q.sum() * (ticks[1] - ticks[0]) ** 2, 1, atol=1e-3)
-    # Components differ: the mixture is no single one of them.
+    # Components differ: the mixture does not equal its first one.
     single = estimators.aggregated_posterior_log_prob(
         led, params, z, jax.tree.map(lambda leaf: leaf[:1], encoding)
     )
@@ -417,11 +417,11 @@ def test_nll_says_that_it_is_neither_for_jit_nor_for_grad():
 
 @pytest.mark.slow
 def test_activity_is_the_variance_of_the_posteriors_mean(x64):
-    """In closed form, within the error that a few draws leave; one without x has none."""
+    """Against the closed form, within the error of few draws; 0 if the mean ignores x."""
     truth, x = Truth(**OFF), data(20_000)
     expected = truth.mean(x).var(0, ddof=1)
     found = estimators.activity(LED_MODEL, truth.params, KEY, x, 20)
-    noise = truth.std**2 / 20  # What is taken off: not small beside what is measured.
+    noise = truth.std**2 / 20  # What `activity` subtracts: not small compared with the result.
     np.testing.assert_allclose(found, expected, atol=0.25 * np.max(noise))
     still = truth.params | {"encoder": jax.tree.map(jnp.zeros_like, truth.params["encoder"])}
     found = estimators.activity(LED_MODEL, still, KEY, x, 20)

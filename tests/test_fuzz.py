@@ -74,7 +74,7 @@ KEYS = pool(KEY, jax.random.PRNGKey(1), wrong=(0, None, "0", jnp.zeros(2), jax.r
 
 
 def numbers(shape, *wrong_shapes, optional=False):
-    """An array of this shape: floats, or what becomes floats at the door."""
+    """An array of this shape: floats, or what the library converts to floats."""
     ones = np.ones(shape)
     right = [
         jnp.ones(shape),
@@ -679,12 +679,12 @@ def targets():
     return found
 
 
-# Entries broadcast against those of raw: a last axis of one is right.
+# x broadcasts against raw: a last axis of one is right.
 X_OF_RAW = X._replace(wrong=tuple(x for x in X.wrong if np.shape(x) not in ((), (3, 1))))
 
 
 def call(target, arguments):
-    """The result's shapes and dtypes, or a constructor's value."""
+    """Shapes and dtypes of the arrays in the result; a constructor's value has none."""
     arguments = dict(arguments)
     several = [arguments.pop("flows")] if "flows" in arguments else []
     results = []
@@ -707,7 +707,7 @@ def expected_of(name):
 
 @pytest.fixture
 def whole_tracebacks():
-    """Those of JAX hide its own frames, one of which may be the one that raises."""
+    """Shows JAX's own frames in tracebacks, one of which may be the one that raises."""
     before = jax.config.jax_traceback_filtering
     jax.config.update("jax_traceback_filtering", "off")
     yield

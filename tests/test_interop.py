@@ -60,7 +60,7 @@ def test_distributions_have_batch_shapes_gradients_and_supports():
     value, gradient = score(params, x)
     np.testing.assert_allclose(value, density.log_prob(params, x, context).sum(), rtol=1e-5)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
-    again = jax.jit(lambda given: given)(given)  # A pytree, as numpyro takes it to be.
+    again = jax.jit(lambda given: given)(given)  # numpyro expects a pytree.
     np.testing.assert_array_equal(again.sample(KEY, (7,)), x)
 
 
@@ -138,7 +138,7 @@ def test_sites_go_to_entries_and_back():
 
 
 def test_a_model_is_traced_for_its_shapes_and_not_run():
-    """Run, it would compile a program for each of its operations."""
+    """If it were run, each of its operations would be compiled."""
     seen = []
 
     def model(y):

@@ -58,7 +58,7 @@ def test_categorical_is_a_distribution_over_its_categories(x64):
     draws = likelihood.sample(KEY, jnp.broadcast_to(raw, (4000, *raw.shape)))
     frequencies = (np.asarray(draws)[..., None] == numbers).mean(0).T
     np.testing.assert_allclose(frequencies, mass, atol=4 * 0.5 / np.sqrt(4000))
-    # What is no category has no probability, and is refused where it can be seen.
+    # A value that is no category has probability 0, and is refused unless it is traced.
     of_7 = jax.jit(likelihood.log_prob)(raw, jnp.full(4, 7.0))
     assert np.all(of_7 == -np.inf)
     for wrong in (7, 0.5):
@@ -96,7 +96,7 @@ def test_discretized_logistic_is_a_distribution_over_256_levels(x64, num_compone
     np.testing.assert_allclose(255 * draws, np.round(255 * draws), atol=1e-9)
     spread = np.sqrt(LEVELS**2 @ mass - (LEVELS @ mass) ** 2)
     assert (np.abs(draws.mean(0) - LEVELS @ mass) < 4 * spread / np.sqrt(4000)).all()
-    for level in (0, 1):  # The tails, which no interior level has.
+    for level in (0, 1):  # The end levels, which have the tails.
         probability = mass[-level]
         error = np.sqrt(probability * (1 - probability) / 4000)
         assert (np.abs((draws == level).mean(0) - probability) < 4 * error + 1e-3).all()

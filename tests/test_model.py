@@ -94,7 +94,7 @@ def test_any_batch_and_sample_shape(batch, samples):
 
 @pytest.mark.slow
 def test_each_term_is_that_of_the_encoded_z():
-    """The posterior is scored on the way out; the inverse flow must find the same density."""
+    """The ELBO scores q while it samples; the inverse flow must find the same density."""
     led, params, x = small_built()
     key = jax.random.key(3)
     z = led.encode(params, key, x)
@@ -169,7 +169,7 @@ def test_init_and_gradients_of_every_part():
     for name, part in gradient.items():
         leaves = jax.tree.leaves(part)
         assert all(np.isfinite(leaf).all() for leaf in leaves), name
-        # A first MADE output has no input, so that some of its weights may be unused.
+        # Not all entries of a leaf: the first output of a MADE has no input.
         assert all(np.any(leaf != 0) for leaf in leaves), name
 
 
@@ -290,7 +290,7 @@ CONDITIONAL = LED(
 
 
 def conditional_params():
-    """With the exact posterior of z given x and c."""
+    """Parameters whose q is the exact posterior of z given x and c."""
     precision = 1 / T**2 + (W**2).sum(1) / S**2
     kernel = W.T / S**2 / precision
     # The mean is (M + c U) / T^2 / precision + (x - B - c V) kernel.
@@ -343,7 +343,7 @@ def test_samples_of_a_conditional_model():
 
 @pytest.mark.slow
 def test_a_nonlinear_conditional_model_by_quadrature(x64):
-    """p(x|c) for a flow with context as the prior, and all eight x: they sum to one."""
+    """p(x|c) of all eight x, with a conditional flow as the prior; they sum to one."""
     led = LED(
         encoders.mlp_encoder(2, (6,), context_dim=2),
         flows.real_nvp((2,), 2, hidden=(5,), context_dim=2),

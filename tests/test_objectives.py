@@ -78,7 +78,7 @@ def test_a_weight_may_be_a_schedule_of_the_step(x64):
     for step, weight in ((0, 0.0), (5, 0.5), (10, 1.0), (50, 1.0)):
         (loss, metrics), gradient = warm_up(params, step)
         np.testing.assert_allclose(loss, weight * kl - terms.log_likelihood, rtol=1e-9)
-        np.testing.assert_allclose(metrics["elbo"], terms.bound, rtol=1e-9)  # At weight 1.
+        np.testing.assert_allclose(metrics["elbo"], terms.bound, rtol=1e-9)  # At weight 1 always.
         (constant, _), expected = loss_of(objectives.elbo(weight), LED_MODEL, x)(params)
         np.testing.assert_allclose(constant, loss, rtol=1e-9)
         for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
@@ -91,7 +91,7 @@ def test_objectives_without_parameters_of_their_own():
 
 
 def test_maximum_likelihood_is_the_mean_negative_log_density(x64):
-    """Of N(m, s^2), whose gradient is zero at the moments of the rows and nowhere else."""
+    """For N(m, s^2) the gradient is zero only at the moments of the rows."""
     density = densities.mixture_of_normals((2,), 1)
     x = data(50)[:, :2]
     moments = {"mean": x.mean(0)[None], "log_std": np.log(x.std(0))[None]}
@@ -121,7 +121,7 @@ def test_free_bits_are_a_floor_of_the_batchs_kl(x64):
         objectives.elbo(free_bits=-1)
 
 
-# Samples drawn, and the objective whose gradient has the same mean.
+# An objective with less gradient noise, and one whose gradient has the same mean.
 REDUCED = {
     "stl": (objectives.stl(), objectives.elbo()),
     "dreg-1": (objectives.dreg(1), objectives.elbo()),
@@ -196,7 +196,7 @@ def test_samples_must_be_positive(make):
 
 @pytest.mark.slow
 def test_the_mean_discrepancy_is_that_of_two_normals(x64):
-    """Of q(z|x) for one x and the prior, with an estimator whose mean is the closed form."""
+    """The normals are q(z|x) for one x and the prior: the estimates' mean has a closed form."""
     truth, x = Truth(shift=0.8, spread=1.3), data(1)
     bandwidth, keys = 0.7, jax.random.split(KEY, 2000)
     objective = objectives.mmd(30.0, 0.5, bandwidth)
@@ -287,7 +287,7 @@ def test_the_critic_may_have_an_optimizer_of_its_own():
 
 @pytest.mark.slow
 def test_the_prior_alone_is_fitted(x64):
-    """Its gradient is that of the ELBO, and nothing else has one, though a VampPrior reads all."""
+    """The prior's gradient is the ELBO's; other parts, which a VampPrior reads, have none."""
     truth, x = Truth(shift=0.3), data(8)
     for led, prior in (
         (LED_MODEL, truth.params["prior"]),

@@ -44,7 +44,7 @@ def parameters(truth, x, scale=0.1):
 
 
 def test_importance_weights_of_a_hierarchical_posterior_are_unbiased(x64):
-    """Their mean is p(x), whatever r is; the bound is below log p(x)."""
+    """Their mean is p(x) for any reverse density r; the bound is below log p(x)."""
     truth, x = Truth(), data(6)
     led, params = parameters(truth, x)
     bound = jax.jit(lambda params: led.elbo(params, KEY, x, (40_000,)).bound)(params)
@@ -55,7 +55,7 @@ def test_importance_weights_of_a_hierarchical_posterior_are_unbiased(x64):
     np.testing.assert_array_less(np.abs(weights.mean(0) - 1), 4.5 * error)
     np.testing.assert_allclose(log_mean_exp(bound, 0), exact, atol=0.1)
     assert (bound.mean(0) < exact - 0.02).all()
-    # Another r is another bound, of the same marginal.
+    # Another r has another bound on the same marginal.
     other = params | {
         "posterior": params["posterior"]
         | {"reverse": randomise(params["posterior"]["reverse"], 0.5, seed=3)}
@@ -65,7 +65,7 @@ def test_importance_weights_of_a_hierarchical_posterior_are_unbiased(x64):
 
 
 def test_what_takes_the_place_of_the_density_averages_to_it(x64):
-    """E[e^-log q | z] = 1 / q(z|x): at z in a cell, against how many draws fall into it."""
+    """E[e^-log q | z] = 1 / q(z|x): the mean over draws in a cell of z gives the cell's area."""
     truth, x = Truth(), data(6)
     led, params = parameters(truth, x)
     encoding = jax.tree.map(lambda leaf: leaf[0], led.encoding(params, x))
@@ -73,7 +73,7 @@ def test_what_takes_the_place_of_the_density_averages_to_it(x64):
     z, log_q = map(np.asarray, sample(params, KEY, encoding, (200_000,)))
     low, high = np.quantile(z, 0.3, 0), np.quantile(z, 0.7, 0)
     inside = ((z > low) & (z < high)).all(1)
-    # The cell's area is the mean of 1 / q(z|x) over all draws, where they fall outside it as 0.
+    # The cell's area is the mean over all draws of 1 / q(z|x), or of 0 outside of the cell.
     terms = np.where(inside, np.exp(-log_q), 0)
     error = terms.std() / np.sqrt(len(terms))
     assert abs(terms.mean() - np.prod(high - low)) < 4.5 * error < 0.05 * np.prod(high - low)

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast
 
 
 def vamp_led():
-    """A posterior flow that reads a context, so that every component has a flow of its own."""
+    """A model whose posterior flow reads a context, so that each component has its own flow."""
     return LED(
         encoders.mlp_encoder(2, (5,), context_dim=3),
         flows.real_nvp((2,), 2, hidden=(5,), context_dim=3),
@@ -51,7 +51,7 @@ def test_a_vamp_prior_of_conditional_flows_is_the_direct_sum(x64):
         parts.append(scipy.stats.norm.logpdf(base, mean[k], np.exp(log_std[k])).sum(-1) + log_det)
     expected = scipy.special.logsumexp(parts, axis=0) - np.log(3)
     np.testing.assert_allclose(led.prior_log_prob(params, z), expected, rtol=1e-9)
-    assert np.std(parts, axis=0).min() > 1e-3  # No single one of them.
+    assert np.std(parts, axis=0).min() > 1e-3  # Components differ.
     ticks = jnp.linspace(-12, 12, 200)
     grid = jnp.stack(jnp.meshgrid(ticks, ticks), -1)
     total = jnp.exp(jax.jit(led.prior_log_prob)(params, grid)).sum() * (ticks[1] - ticks[0]) ** 2

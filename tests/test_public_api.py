@@ -59,7 +59,7 @@ HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "sklearn", 
 def test_flows_import_nothing_above_them():
     imported = imported_by("import led_jax.flows")
     assert "flax" in imported
-    # Importing led_jax.flows runs led_jax/__init__.py, which may load optax; flows may not.
+    # Importing led_jax.flows also runs led_jax/__init__.py, which may load optax.
     assert imported & HEAVY == set()
 
 

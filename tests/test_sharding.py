@@ -1,4 +1,4 @@
-"""One device against several, and one process against several: in processes of their own."""
+"""One device against several, and one process against several, all in child processes."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ def eight_devices(fast_compile):
 
 
 def assert_alike(found, expected):
-    """To the rounding of float32."""
+    """Asserts equality up to the rounding of float32."""
     for name in ("train", "valid", "nll"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)
     np.testing.assert_allclose(found["params"], expected["params"], atol=2e-6)
@@ -43,18 +43,18 @@ def test_one_device_learns(eight_devices):
 
 @pytest.mark.parametrize("name", ["2", "4", "8", "host"])
 def test_several_devices_train_and_evaluate_as_one(eight_devices, name):
-    """Data on the host included, here of four devices."""
+    """Also with data on the host, there of four devices."""
     assert_alike(eight_devices["runs"][name], eight_devices["runs"]["1"])
 
 
 def test_devices_share_gradients_alone(eight_devices):
-    """Nothing but sums over them: neither rows nor random numbers nor parameters travel."""
+    """Devices exchange nothing but sums over them: no rows, random numbers or parameters."""
     assert set(eight_devices["epoch_collectives"]) == {"all-reduce"}
     assert eight_devices["epoch_collectives"]["all-reduce"] <= 2
 
 
 def test_the_nll_gathers_its_sums_alone(eight_devices):
-    """One gather for each number of a row, and nothing before it."""
+    """One gather for each number of a row is the only communication."""
     assert set(eight_devices["nll_collectives"]) == {"all-gather"}
     assert eight_devices["nll_collectives"]["all-gather"] <= 4
 
@@ -72,7 +72,7 @@ def test_pmap_is_a_vmap_over_the_shards(eight_devices):
     """With the shard's number folded into its key."""
     runs = eight_devices["runs"]
     np.testing.assert_allclose(runs["pmap"]["params"], eight_devices["vmap"], atol=2e-6)
-    # Other random numbers than those of one device.
+    # pmap draws other random numbers than one device.
     assert np.abs(np.subtract(runs["pmap"]["params"], runs["1"]["params"])).max() > 1e-3
 
 
@@ -87,7 +87,7 @@ def test_several_processes_train_and_evaluate_as_one(eight_devices, num_processe
     runs = eight_devices["runs"]
     assert_alike(first["device"], runs["1"])
     assert_alike(first["host"], runs["1"])
-    assert_alike(first["pmap"], runs["pmap"])  # Of four devices, too.
+    assert_alike(first["pmap"], runs["pmap"])  # Both have four devices.
     assert all(other == first for other in others)
 
 

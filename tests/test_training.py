@@ -36,7 +36,7 @@ def dataset(train, valid=None, prepare=cast):
     return Dataset("rows", train.shape[1:], train, valid, train[:0], prepare)
 
 
-# Small, since nearly all the time goes into compiling: with every part, and a key for each of them.
+# Small, since nearly all the time goes into compiling, but with parameters in every part.
 SMALL = LED(
     encoders.mlp_encoder(2, (4,), context_dim=3),
     flows.iaf((2,), 1, hidden=(4,), context_dim=3),
@@ -48,7 +48,7 @@ BATCH = {"batch_size": 9}
 
 
 def run(model, num_epochs, rows=PATTERNS, key=KEY, optimizer=ADAM, valid=None, **options):
-    """All that a few epochs yield."""
+    """A list of what `training.epochs` yields."""
     data = rows if isinstance(rows, Dataset) else dataset(rows, valid)
     options = BATCH | options
     return list(training.epochs(model, optimizer, data, key, num_epochs=num_epochs, **options))
@@ -90,7 +90,7 @@ class Fixed(NamedTuple):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"on_host": True}, {"method": "pmap"}])
 def test_every_row_comes_with_its_own_context(options):
-    """A model that knows its rows from their contexts, and is off by their distance."""
+    """Each row is its own context; the log-likelihood is minus the distance of the two."""
 
     class Conditional(Toy):
         def init(self, key, x, context):
@@ -115,7 +115,7 @@ def test_every_row_comes_with_its_own_context(options):
 
 @pytest.mark.slow
 def test_a_linear_gaussian_model_comes_to_the_maximum_of_its_likelihood():
-    """Which principal components give: Tipping and Bishop (1999), for a known noise.
+    """The maximum is that of principal components: Tipping and Bishop (1999), for a known noise.
 
     Two eigenvalues of the data's covariance are the model's own, the third one is S^2.
     """
@@ -225,7 +225,7 @@ def test_each_epoch_takes_the_rows_in_a_new_order_and_leaves_out_other_ones():
 
 
 def test_each_program_is_made_once():
-    """One trace or two of the step for all epochs, as many of the validation's score."""
+    """All epochs need one or two traces of the step, and one of the validation's score."""
     toy, scored = Toy(traces=[]), []
 
     def score(model, params, key, x):
@@ -246,12 +246,12 @@ def test_rows_are_cast_and_used_as_they_are():
 
 @pytest.mark.slow
 def test_prepare_is_applied_afresh_in_every_step():
-    """Binarization: grey levels give their share of ones, other ones in every epoch."""
+    """Binarization: the grey level is the probability of a one, drawn anew in every epoch."""
     levels = np.array([0, 51, 204, 255], np.uint8)
     rows = np.broadcast_to(levels, (200, 4))
     means = []
     for column in range(4):
-        # 0 or 1 only: the second term adds nothing.
+        # The second term is 0 if x is 0 or 1 only.
         toy = Toy(lambda x, c=column: x[:, c] + 10 * (x[:, c] * (1 - x[:, c])))
         found = run_toy(toy, 10, dataset(rows, prepare=binarize), 50)
         means.append([progress.train["log_likelihood"] for progress in found])
@@ -450,7 +450,7 @@ def test_validation_draws_for_each_row():
 
 
 def validate(truth, x):
-    """What the validation split measures of parameters that training leaves alone."""
+    """The validation's means for parameters that training leaves unchanged."""
     model = Fixed(truth.params)
     *_, end = run(model, 1, x[:1], optimizer=optax.sgd(0.0), batch_size=1, valid=x)
     return {name[6:]: value for name, value in end.history[0].items() if "valid_" in name}
@@ -499,7 +499,7 @@ def test_optax_can_treat_the_model_and_the_objective_differently():
 
 @pytest.mark.slow
 def test_a_prior_is_fitted_afterwards_by_an_objective_that_stops_the_other_gradients(straight):
-    """To the posterior's draws, whose mean and variance the best affine prior has."""
+    """The best affine prior has the mean and variance of the posterior's draws."""
 
     def loss(model, params, own, key, x, step):
         fixed = jax.lax.stop_gradient(params)
@@ -615,7 +615,7 @@ def test_without_jit_training_says_what_to_do():
 
 
 def rates(optimizer, steps):
-    """Adam's step for a constant gradient is the learning rate."""
+    """The learning rate of each step, which is Adam's update for a constant gradient."""
     params, grads = jnp.zeros(()), jnp.ones(())
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("fast
 
 MEAN, COV = np.array([0.5, -1.0]), np.array([[1.5, 0.6], [0.6, 0.5]])
 GAUSSIAN = scipy.stats.multivariate_normal(MEAN, COV)
-LOG_Z = math.log(2 * math.pi) + 0.5 * math.log(np.linalg.det(COV)) + 0.25  # As below.
+LOG_Z = math.log(2 * math.pi) + 0.5 * math.log(np.linalg.det(COV)) + 0.25  # As `unnormalised`.
 
 
 def unnormalised(x):
@@ -26,7 +26,7 @@ def unnormalised(x):
 
 
 def affine_density(invert=False):
-    """Holds every Gaussian, up to the bound of the scales."""
+    """A family that includes every Gaussian, up to the bound on scales."""
     flow = flows.autoregressive(flows.made((8,), activation=lambda x: x))
     flow = flows.chain(flow, flows.actnorm())
     return densities.transformed(
@@ -42,7 +42,7 @@ def test_reverse_kl_finds_a_gaussian_and_its_evidence():
     result = variational.to_log_density(
         density, params, jax.random.key(1), unnormalised, num_steps=500, learning_rate=2e-2
     )
-    assert result.losses.shape == (5,) and result.valid_losses.shape == (0,)  # One a hundred steps.
+    assert result.losses.shape == (5,) and result.valid_losses.shape == (0,)  # One per 100 steps.
     np.testing.assert_allclose(result.losses[-1], -LOG_Z, atol=0.02)
     estimate = variational.evidence(density, result.params, KEY, unnormalised)
     assert LOG_Z - before.elbo > 0.5 > 0.02 > abs(LOG_Z - estimate.elbo)
@@ -118,7 +118,7 @@ def test_annealing_raises_the_weight_of_the_target_from_a_tenth_to_one(
 def test_evidence_is_exact_where_the_density_is_the_target():
     density = affine_density()
     params = randomise(density.init(KEY, jnp.zeros(2)))
-    # The inverse direction is another computation.
+    # The target inverts the flow: this is another computation than the scores of samples.
     estimate = variational.evidence(
         density, params, KEY, lambda x: density.log_prob(params, x) + 3, 50
     )
@@ -181,7 +181,7 @@ def test_resampling_by_weights_gives_the_target():
 
 @pytest.mark.slow
 def test_a_second_call_with_equal_arguments_compiles_nothing():
-    """The density is made anew."""
+    """The second call has new densities, equal to the first."""
     traced = []
 
     def target(x):
@@ -225,7 +225,7 @@ def standard_target(x):
 @pytest.mark.slow
 @pytest.mark.parametrize("std", [0.1, 3.0])
 def test_a_default_stack_narrows_and_widens(std):
-    """KL(q || p) of a stack that cannot is over a nat: with N(0, 1), 194 and 1.4."""
+    """For a stack that cannot scale, KL(q || p) is over a nat: 194 and 1.4 for N(0, 1)."""
     density = densities.transformed(densities.standard_normal((2,)), flows.iaf((2,), 2, (16,)))
     start = density.init(KEY, jnp.zeros(2))
 
@@ -273,7 +273,7 @@ def test_a_log_density_of_one_point_or_of_numpy_is_an_error(log_density):
 
 @pytest.mark.slow
 def test_of_several_restarts_each_has_an_optimizer_of_its_own_and_the_best_is_kept():
-    """The far start's gradient is the largest by far: clipped together the near one would stay."""
+    """The far start has by far the largest gradient: clipped with it, the near would not move."""
     start = jax.tree.map(
         lambda *leaves: jnp.stack(leaves),
         plane_params(1000.0),
@@ -304,7 +304,7 @@ def test_of_restarts_on_samples_the_one_that_scores_held_out_ones_best_is_kept()
     alone = variational.to_samples(PLANE, near, KEY, x, **settings)
     chex.assert_trees_all_close(best.params, alone.params, rtol=1e-4)
     np.testing.assert_allclose(best.valid_losses, alone.valid_losses, rtol=1e-4)
-    assert best.losses[-1] > 10 * alone.losses[-1]  # The mean over both.
+    assert best.losses[-1] > 10 * alone.losses[-1]  # The mean over the two finite restarts.
     with pytest.raises(ValueError, match=r"params of 2 restarts .*got leaves with \[\(3,\)\]"):
         variational.to_samples(PLANE, start, KEY, x, num_restarts=2)
     with pytest.raises(ValueError, match="expected a valid_fraction that holds samples out"):
@@ -386,7 +386,7 @@ def test_pareto_k_is_the_tail_of_the_weights():
 
 
 def test_evidence_warns_where_it_cannot_be_trusted():
-    """A normal of standard deviation 5 through samples of one with 1: weights without a mean."""
+    """A normal of standard deviation 5 by samples of one with 1: weights without a variance."""
     with pytest.warns(UserWarning, match="Pareto k of .*, above 0.7"):
         estimate = variational.evidence(
             densities.standard_normal((2,)), (), KEY, lambda x: -(x**2).sum(-1) / 50, 2000
@@ -423,7 +423,7 @@ MIXTURE = densities.mixture_of_normals((2,), 12)
 
 
 def fit_mixture(samples, **options):
-    """An easy way to fit 40 rows too closely: twelve components with free deviations."""
+    """Twelve components with free deviations, which easily overfit 40 rows."""
     params = MIXTURE.init(KEY, jnp.asarray(np.asarray(samples, np.float32)))
     kwargs = {"num_steps": 300, "batch_size": 20, "learning_rate": 5e-2} | options
     return params, variational.to_samples(MIXTURE, params, KEY, samples, **kwargs)
