@@ -154,7 +154,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_gives_way_to_the_new_one
     read_record = checkpoints._read_record
 
     def read(path):
-        if path.name == "1":  # By another process, which keeps only the newest.
+        if path.name == "1":  # Another process writes, and keeps only the newest.
             save(tmp_path, (2, state(2)), keep=1)
         return read_record(path)
 

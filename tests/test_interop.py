@@ -138,7 +138,7 @@ def test_sites_go_to_entries_and_back():
 
 
 def test_a_model_is_traced_for_its_shapes_and_not_run():
-    """If it were run, each of its operations would be compiled."""
+    """If the model were run, each of its operations would be compiled."""
     seen = []
 
     def model(y):

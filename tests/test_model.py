@@ -169,7 +169,7 @@ def test_init_and_gradients_of_every_part():
     for name, part in gradient.items():
         leaves = jax.tree.leaves(part)
         assert all(np.isfinite(leaf).all() for leaf in leaves), name
-        # Not all entries of a leaf: the first output of a MADE has no input.
+        # Some entries may be unused: the first output of a MADE has no input.
         assert all(np.any(leaf != 0) for leaf in leaves), name
 
 

@@ -43,7 +43,7 @@ def test_one_device_learns(eight_devices):
 
 @pytest.mark.parametrize("name", ["2", "4", "8", "host"])
 def test_several_devices_train_and_evaluate_as_one(eight_devices, name):
-    """Also with data on the host, there of four devices."""
+    """Also with data on the host, for four devices."""
     assert_alike(eight_devices["runs"][name], eight_devices["runs"]["1"])
 
 

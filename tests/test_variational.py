@@ -273,7 +273,7 @@ def test_a_log_density_of_one_point_or_of_numpy_is_an_error(log_density):
 
 @pytest.mark.slow
 def test_of_several_restarts_each_has_an_optimizer_of_its_own_and_the_best_is_kept():
-    """The far start has by far the largest gradient: clipped with it, the near would not move."""
+    """The far start's gradient is by far the largest: clipped with it, the near one would stay."""
     start = jax.tree.map(
         lambda *leaves: jnp.stack(leaves),
         plane_params(1000.0),
