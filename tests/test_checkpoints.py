@@ -315,7 +315,7 @@ DAMAGES += [write_nonsense, delete_arrays, delete_record, delete_everything, swe
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     directory = tmp_path_factory.mktemp("saved")
-    save(directory, (1, state()), (2, state()))
+    save(directory, (1, state(1)), (2, state(2)))
     return directory
 
 
@@ -375,7 +375,7 @@ def test_no_random_damage_goes_unnoticed(tmp_path, saved, capfd):
         expected = 1 if found.path.name == "1" else 2
         given_way += expected == 1
         assert found.meta == {"step": expected}
-        assert_trees_equal(found.trees["last"], state())
+        assert_trees_equal(found.trees["last"], state(expected))
         target.write_bytes(content)
     assert given_way > 50
     assert "Traceback" not in capfd.readouterr().err

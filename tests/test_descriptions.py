@@ -562,6 +562,9 @@ def test_flags_name_a_constructor_and_its_arguments(registry):
 def test_flags_that_name_nothing(text, message):
     with pytest.raises(ValueError, match=message):
         parse(text)
+
+
+def test_a_missing_argument_is_named():
     with pytest.raises(ValueError, match="missing a required argument: 'width'"):
         make("dense", scale=1.0)
 

@@ -373,12 +373,6 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "i").exists()
 
 
-def test_a_batch_larger_than_the_data_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--batch_size=5000 is more than digits's 1297"):
-        run(Config(batch_size=5000), tmp_path / "f")
-    assert not (tmp_path / "f").exists()
-
-
 @pytest.mark.slow
 def test_digits_is_learned(tmp_path):
     config = Config(epochs=100, prior_depth=2, nll_samples=100)
