@@ -113,6 +113,19 @@ def test_the_evidence_of_a_numpyro_model_with_a_constrained_latent():
     np.testing.assert_allclose(sites["rate"].std(), exact.std(), rtol=0.08)
 
 
+@pytest.mark.parametrize("scale", [0.3, 0.6, 0.8, 0.95])
+def test_pareto_k_is_that_of_numpyros_diagnostic(scale):
+    """Of weights of a normal by samples of a narrower one, whose k is 1 - scale^2."""
+    importance = pytest.importorskip("numpyro.infer.importance")
+    if not hasattr(importance, "_psis_khat"):
+        pytest.skip("this numpyro has its estimate under another name")
+    z = scale * np.random.default_rng(0).standard_normal((20_000, 2))
+    log_weights = (z**2).sum(1) / 2 * (1 / scale**2 - 1)
+    k = variational.pareto_k(log_weights)
+    assert k == pytest.approx(importance._psis_khat(log_weights), rel=1e-6)
+    assert k == pytest.approx(1 - scale**2, abs=0.15)
+
+
 def test_sites_go_to_entries_and_back():
     def model(y):
         scale = numpyro.sample("scale", dist.HalfNormal(1.0))
