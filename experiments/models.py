@@ -60,8 +60,8 @@ def decoder_values(config: Config) -> str:
 def _make_decoder(config: Config, dataset: Dataset) -> Likelihood | Decoder:
     """What --decoder names: a likelihood of each entry of x, or a decoder with a density of x.
 
-    That density is conditional on a code, which a network computes from z. If the masks of its flow
-    are those of an image (any but "random"), the flow is one on maps, whose convolutions read the
+    That density is conditional on a code, which a network computes from z. If its flow has masks of
+    an image ("checkerboard" or "channel"), the flow is one on maps, whose convolutions read the
     code as maps, too.
 
     Raises:

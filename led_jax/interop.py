@@ -146,6 +146,13 @@ def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: An
 
     site_shapes = {name: site.shape for name, site in jax.eval_shape(constrain, start).items()}
 
+    @partial(jax.jit, static_argnums=1)
+    def to_entries(latent: dict[str, Array], num_axes: int) -> Array:
+        def entries(latent: dict[str, Array]) -> Array:
+            return ravel_pytree(unconstrain_fn(seeded, args, kwargs, latent))[0]
+
+        return over_batch(entries, latent, num_axes)
+
     def unconstrain(sites: Mapping[str, Array]) -> Array:
         latent = {name: jnp.asarray(sites[name]) for name in latent_sites if name in sites}
         batch_shapes = {
@@ -161,13 +168,6 @@ def from_numpyro(key: Array, model: Callable[..., Any], *args: Any, **kwargs: An
             )
 
         return to_entries(latent, len(batch_shapes.pop()))
-
-    @partial(jax.jit, static_argnums=1)
-    def to_entries(latent: dict[str, Array], num_axes: int) -> Array:
-        def entries(latent: dict[str, Array]) -> Array:
-            return ravel_pytree(unconstrain_fn(seeded, args, kwargs, latent))[0]
-
-        return over_batch(entries, latent, num_axes)
 
     return Posterior(
         size=start.size,
