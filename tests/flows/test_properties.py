@@ -275,7 +275,7 @@ def test_wrong_event_shape_is_an_error(case):
         assert_error(flow, params, wrong, context, message)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def frozen():
     """Hides existing objects from the leak check, which would look through all of them."""
     gc.collect()

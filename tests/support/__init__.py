@@ -36,7 +36,7 @@ def randomise(params, scale=0.3, seed=7):
 
     def add_noise(leaf):
         noise = scale * rng.normal(size=leaf.shape)
-        return jnp.asarray((np.asarray(leaf) + noise).astype(leaf.dtype))
+        return jax.device_put((np.asarray(leaf) + noise).astype(leaf.dtype))
 
     return jax.tree.map(add_noise, params)
 
@@ -56,7 +56,8 @@ def gated_iaf(event_shape, depth, *args, **kwargs):
 
 def normal(shape, seed=1, dtype=None):
     """Reproducible normal numbers, of the default float dtype."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype or float)
+    numbers = np.random.default_rng(seed).normal(size=shape)
+    return jax.device_put(numbers.astype(dtype or jnp.result_type(float)))
 
 
 def layers_of(params):
