@@ -43,8 +43,8 @@ class Config:
     """The configuration of a run; each field has a flag of the same name.
 
     If a field is None, or the decoder is "default", its value depends on other fields: see the
-    properties `num_epochs`, `latent_size` and `likelihood`. Fields marked free may change when a
-    run is resumed.
+    properties `num_epochs`, `latent_size`, `likelihood` and `num_matching_samples`. Fields marked
+    free may change when a run is resumed.
 
     Raises:
       ValueError: if a field is invalid, or does not go with the others.
@@ -172,6 +172,13 @@ class Config:
     clip_norm: float = _field(0.0, "Largest global norm of the gradient; 0 does not clip.")
     seed: int = _field(0, "Seed of everything random but the data's split and binarization.")
     nll_samples: int = _field(5000, "Importance samples for each test image.", free=True)
+    matching_samples: int | None = _field(
+        None,
+        "Draws that split the KL of the test images into I(x; z) and KL(q(z) || p(z)); 0 does not "
+        "split it. Default: --nll_samples, or 0 with --posterior_context, because each draw then "
+        "inverts the posterior's flow once for each test image.",
+        free=True,
+    )
     devices: int = _field(0, "Devices of each process; 0 takes all it has.", free=True)
     parallel: str = _field(
         "jit",
@@ -213,6 +220,7 @@ class Config:
         not_negative += (
             "seed",
             "data_seed",
+            "matching_samples",
             "devices",
             "checkpoint_minutes",
             "checkpoint_epochs",
@@ -223,7 +231,8 @@ class Config:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{name} must be positive, got {value}")
         for name in not_negative:
-            if not 0 <= getattr(self, name) < math.inf:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
@@ -333,13 +342,26 @@ class Config:
         default = 50 if self.network == "mlp" else 32
         return self.latent_dim or math.prod(self.latent_shape or (default,))
 
+    @property
+    def num_matching_samples(self) -> int:
+        """Draws that split the KL; 0 for none."""
+        if self.matching_samples is None:
+            return 0 if self.posterior_context else self.nll_samples
+        return self.matching_samples
+
     def record(self) -> dict[str, Any]:
         """The value of every field; values that depend on other fields are resolved."""
         return vars(self) | {
             "epochs": self.num_epochs,
             "latent_dim": self.latent_size,
             "decoder": self.likelihood,
+            "matching_samples": self.num_matching_samples,
         }
+
+    def has_samples(self, result: Mapping[str, Any]) -> bool:
+        """Whether a result was measured with as many samples as this configuration asks for."""
+        names = ("nll_samples", "matching_samples")
+        return all(result.get(name) == self.record()[name] for name in names)
 
     def fixed(self) -> dict[str, Any]:
         """The fields of `record` that may not change when a run is resumed, as JSON has them."""
@@ -370,7 +392,11 @@ class Config:
         plain = Config().record()
         like = Config(**{name: getattr(self, name) for name in _FIRST}).record()
         defaults = like | {name: plain[name] for name in _FIRST}
-        return {name: value for name, value in self.report().items() if value != defaults[name]}
+        return {
+            name: value
+            for name, value in self.report().items()
+            if value != defaults[name] and getattr(self, name) is not None
+        }
 
     def identity(self) -> dict[str, Any]:
         """The fields of `changes` that are not free: configurations with equal ones are one run."""

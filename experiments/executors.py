@@ -114,7 +114,7 @@ def submitted(
 
 
 def finished_there(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """A run's result, if it is on disk, valid and for as many NLL samples; else None.
+    """A run's result, if it is on disk, valid and for as many samples; else None.
 
     What is wrong with a result is left to `run` to report.
     """
@@ -122,7 +122,7 @@ def finished_there(config: Config, workdir: pathlib.Path) -> dict[str, Any] | No
         result = read_result(config, workdir)
     except ValueError:
         return None
-    return result if result and result["nll_samples"] == config.nll_samples else None
+    return result if result and config.has_samples(result) else None
 
 
 def submit_array(executor: Any, calls: Sequence[tuple[Config, pathlib.Path]]) -> list[Any]:

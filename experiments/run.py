@@ -45,7 +45,7 @@ def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict
 
     Args:
       config: the run.
-      workdir: directory of the run. A run that is finished, with as many NLL samples, is not run
+      workdir: directory of the run. A run that is finished, with as many samples, is not run
         again. Of several processes, only the first reads and writes the directory's files.
       stop: how the run ends at a signal, from `stop_on_signal`; None leaves signals as they are.
 
@@ -73,7 +73,7 @@ def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict
     if writes:
         check_workdir(config, workdir)
         result = read_result(config, workdir)
-    if sharding.broadcast(result is not None and result.get("nll_samples") == config.nll_samples):
+    if sharding.broadcast(result is not None and config.has_samples(result)):
         return result or {}
     origin = provenance.origin(command)  # Now: others may commit during the run.
     placement, task = make_placement(config), make_task(config)
@@ -118,9 +118,9 @@ class Measured(NamedTuple):
 
     `test_kl` is the KL of the test split's bound. `mutual_information` and `marginal_kl` estimate
     the two terms whose sum it is, for the aggregated posterior of that split
-    (`estimators.MarginalMatching`). They are None if the encoder gives the posterior a context, as
-    its flow would be inverted for each pair of a draw and a row; if the flow has no inverse; and
-    for p(x|c). `active_units` is None for p(x|c) and for a split of one row.
+    (`estimators.MarginalMatching`). They are None for no draws (`Config.num_matching_samples`), if
+    the posterior's flow has no inverse, and for p(x|c). `active_units` is None for p(x|c) and for a
+    split of one row.
     """
 
     model: str
@@ -211,16 +211,15 @@ def _mean_kl(led: LED, params: Any, key: Array, rows: tuple[Array, ...]) -> Arra
 def _matching(task: Task, params: Any, key: Array) -> dict[str, tuple[float | None, float | None]]:
     """Mean and standard error of each part of the KL on the test split."""
     names, test = ("mutual_information", "marginal_kl"), task.dataset.test
-    if task.dataset.context is not None:  # The aggregated posterior of p(x|c) depends on c.
+    num_samples = task.config.num_matching_samples
+    # The aggregated posterior of p(x|c) depends on c.
+    if task.dataset.context is not None or not num_samples:
         return dict.fromkeys(names, (None, None))
     encoding = jax.eval_shape(task.led.encoding, params, jnp.asarray(test[:1], jnp.float32))
-    if encoding.context is not None:
-        return dict.fromkeys(names, (None, None))
     try:  # A user's flow may have no inverse, and raises this.
         jax.eval_shape(lambda e: task.led.posterior_mixture(params, e)(e.mean), encoding)
     except ValueError:
         return dict.fromkeys(names, (None, None))
-    num_samples = task.config.nll_samples
     draws = estimators.marginal_matching(task.led, params, key, test, num_samples)
     values = {name: np.asarray(getattr(draws, name), np.float64) for name in names}
     # The error of a single draw is None, as in the NLL.

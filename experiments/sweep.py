@@ -165,7 +165,7 @@ TABLES = {
         ],
     },
     "priors": _alternatives(_PRIORS),
-    "posteriors": _alternatives(_POSTERIORS, posterior_context=50),
+    "posteriors": _alternatives(_POSTERIORS, posterior_context=50, matching_samples=500),
 }
 """Table -> column -> cells: tables of Huang et al. (2017), and other priors and posteriors."""
 

@@ -182,7 +182,7 @@ def test_two_shards_come_to_one_table_and_name_what_failed(tmp_path, monkeypatch
         if config.learning_rate > 1:
             raise FloatingPointError("diverged")
         nll = config.seed + 10 * config.prior_depth
-        results[workdir] = {"nll": nll, "nll_samples": config.nll_samples}
+        results[workdir] = config.report() | {"nll": nll}
         return results[workdir]
 
     monkeypatch.setattr(executors, "run", run)

@@ -72,6 +72,19 @@ def test_the_result_has_every_field_and_is_on_disk(finished):
             assert r[f"{split}_elbo"] == pytest.approx(bound, abs=1e-3)
 
 
+@pytest.mark.slow
+def test_the_kl_of_a_posterior_with_a_context_is_split_by_as_many_draws_as_asked_for(tmp_path):
+    context = {"posterior": "nvp:depth=1,hidden=8", "posterior_context": 2}
+    config = dataclasses.replace(TINY, epochs=1, **context)
+    result = run(config, tmp_path)
+    assert result["matching_samples"] == 0 and result["mutual_information"] is None
+    again = run(dataclasses.replace(config, matching_samples=300), tmp_path)
+    assert again["matching_samples"] == 300 and again["valid_elbo"] == result["valid_elbo"]
+    parts = again["mutual_information"] + again["marginal_kl"]
+    error = np.hypot(again["mutual_information_se"], again["marginal_kl_se"])
+    assert abs(again["test_kl"] - parts) < 5 * error < 5
+
+
 def test_the_best_state_is_saved_as_a_model(finished):
     workdir, result = finished
     led, params = led_jax.load(workdir)
