@@ -166,7 +166,8 @@ def image_shape(workdir: pathlib.Path, size: int, *, required: bool) -> tuple[in
     recorded = (read_json(workdir / "result.json") or {}).get("image_shape", [size])
     shape = tuple(map(int, given)) or tuple(recorded)
     if math.prod(shape) != size:
-        raise ValueError(f"--image_shape is {shape}, but the model's x has {size} entries")
+        source = "--image_shape" if given else f"the image_shape of {workdir / 'result.json'}"
+        raise ValueError(f"{source} is {shape}, but the model's x has {size} entries")
     if required and not plots.is_image(shape):
         raise ValueError(
             f"a .png needs images, and x has shape {shape}: give --image_shape=H,W or H,W,3, or "
