@@ -19,9 +19,10 @@ pytestmark = pytest.mark.usefixtures("fast_compile")
 def test_a_density_is_a_prior_in_a_numpyro_model():
     """NUTS under a prior that is a flow-transformed normal with a known posterior."""
     density = densities.transformed(densities.standard_normal((2,)), flows.chain(flows.actnorm()))
+    std, x = np.array([2.0, 0.5], np.float32), np.array([3.0, -1.0], np.float32)
     params = {
         "base": (),
-        "flow": ({"log_scale": jnp.log(jnp.array([2.0, 0.5])), "shift": jnp.ones(2)},),
+        "flow": ({"log_scale": np.log(std), "shift": np.ones(2, np.float32)},),
     }
 
     def model(params, x):
@@ -31,11 +32,10 @@ def test_a_density_is_a_prior_in_a_numpyro_model():
     mcmc = numpyro.infer.MCMC(
         numpyro.infer.NUTS(model), num_warmup=200, num_samples=1000, progress_bar=False
     )
-    mcmc.run(KEY, params, jnp.array([3.0, -1.0]))
+    mcmc.run(KEY, params, x)
     z = np.asarray(mcmc.get_samples()["z"])
-    std = np.array([2.0, 0.5])
     precision = 1 / std**2 + 1
-    expected = (np.array([2.0, 0.5]) / std**2 + np.array([3.0, -1.0])) / precision
+    expected = (std / std**2 + x) / precision
     np.testing.assert_allclose(z.mean(0), expected, atol=6 * np.sqrt(1 / precision / 500).max())
     np.testing.assert_allclose(z.std(0), 1 / np.sqrt(precision), rtol=0.15)
 
@@ -44,7 +44,7 @@ def test_distributions_have_batch_shapes_gradients_and_supports():
     flow = flows.chain(flows.iaf((2,), 1, hidden=(4,), context_dim=3), flows.sigmoid(0.0, 2.0))
     density = densities.transformed(densities.standard_normal((2,)), flow)
     context = normal((5, 3))
-    params = random_params(density.init, jnp.zeros(2), context[0])
+    params = random_params(density.init, np.zeros(2), np.zeros(3))
     support = dist.constraints.independent(dist.constraints.interval(0.0, 2.0), 1)
 
     @jax.jit
@@ -55,28 +55,36 @@ def test_distributions_have_batch_shapes_gradients_and_supports():
         return given.log_prob(x).sum()
 
     given = interop.to_numpyro(density, params, context, support)
-    x = given.sample(KEY, (7,))
+    sample = jax.jit(lambda given: given.sample(KEY, (7,)))
+    x = sample(given)
     assert x.shape == (7, 5, 2) and np.all(given.support(x))
     value, gradient = score(params, x)
-    np.testing.assert_allclose(value, density.log_prob(params, x, context).sum(), rtol=1e-5)
+    expected = np.sum(jax.jit(density.log_prob)(params, x, context))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
     again = jax.jit(lambda given: given)(given)  # numpyro expects a pytree.
-    np.testing.assert_array_equal(again.sample(KEY, (7,)), x)
+    np.testing.assert_array_equal(sample(again), x)
 
 
 @pytest.mark.parametrize("name", ["iaf", "simplex"])
 def test_a_flow_is_a_transform(name):
     flow = flows.iaf((2,), 1, hidden=(4,)) if name == "iaf" else flows.simplex()
     codomain = {"iaf": None, "simplex": dist.constraints.simplex}[name]
-    params = random_params(flow.init, jnp.zeros(2))
+    params = random_params(flow.init, np.zeros(2))
     transform = interop.flow_to_numpyro(flow, params, codomain)
     base = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
     transformed = dist.TransformedDistribution(base, transform)
     ours = densities.transformed(densities.standard_normal((2,)), flow)
     y = jax.jit(transformed.sample, static_argnums=1)(KEY, (6,))
-    assert y.shape == (6, *transformed.event_shape) and np.all(transformed.support(y))
-    expected = ours.log_prob({"base": (), "flow": params}, y)
-    np.testing.assert_allclose(transformed.log_prob(y), expected, rtol=1e-4)
+
+    @jax.jit
+    def scores(y):
+        expected = ours.log_prob({"base": (), "flow": params}, y)
+        return transformed.support(y), transformed.log_prob(y), expected
+
+    in_support, actual, expected = scores(y)
+    assert y.shape == (6, *transformed.event_shape) and np.all(in_support)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
 def test_the_evidence_of_a_numpyro_model_with_a_constrained_latent():
@@ -104,8 +112,8 @@ def test_the_evidence_of_a_numpyro_model_with_a_constrained_latent():
         - sum(math.lgamma(count + 1) for count in counts)
     )
     assert abs(estimate.log_z - expected) < 4 * estimate.standard_error < 0.1
-    x = variational.resample(density, params, KEY, posterior.log_density, 2000)
-    sites = posterior.constrain(x)
+    x = variational.resample(density, params, KEY, jax.jit(posterior.log_density), 2000)
+    sites = jax.device_get(posterior.constrain(x))
     assert sites["rate"].shape == (2000,)
     np.testing.assert_allclose(sites["twice"], 2 * sites["rate"], rtol=1e-6)
     exact = scipy.stats.gamma(2 + counts.sum(), scale=1 / 4.5)
@@ -163,7 +171,7 @@ def test_a_model_is_traced_for_its_shapes_and_not_run():
 
     posterior = interop.from_numpyro(KEY, model, 1.0)
     x = normal((5, posterior.size))
-    first, again = (posterior.log_density(x) for _ in range(2))
+    first, again = jax.jit(lambda x: [posterior.log_density(x) for _ in range(2)])(x)
     np.testing.assert_array_equal(first, again)  # The parameter is drawn once.
     np.testing.assert_allclose(posterior.unconstrain(posterior.constrain(x)), x, atol=2e-6)
     assert seen and all(seen)

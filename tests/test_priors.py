@@ -1,5 +1,6 @@
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -31,30 +32,37 @@ def vamp_built():
 def test_a_vamp_prior_is_a_mixture_of_posteriors_in_closed_form(x64):
     led = LED_MODEL._replace(prior=priors.vamp(5))
     truth, inputs, z = Truth(0.3, 1.3), data(5), 2 * normal((7, 2))
-    params = truth.params | {"prior": jnp.asarray(inputs)}
+    params = truth.params | {"prior": inputs}
     parts = [scipy.stats.norm.logpdf(z, truth.mean(u), truth.std).sum(-1) for u in inputs]
     expected = scipy.special.logsumexp(parts, axis=0) - np.log(5)
-    np.testing.assert_allclose(led.prior_log_prob(params, z), expected, rtol=1e-9)
-    terms = led.elbo(params, KEY, inputs, (4,))
-    z = led.posterior_sample_and_log_prob(params, KEY, led.encoding(params, inputs), (4,))[0]
-    np.testing.assert_allclose(terms.log_prior, led.prior_log_prob(params, z), rtol=1e-9)
+    np.testing.assert_allclose(jax.jit(led.prior_log_prob)(params, z), expected, rtol=1e-9)
+
+    @jax.jit
+    def of_elbo_and_of_draws(params):
+        encoding = led.encoding(params, inputs)
+        z, _ = led.posterior_sample_and_log_prob(params, KEY, encoding, (4,))
+        return led.elbo(params, KEY, inputs, (4,)).log_prior, led.prior_log_prob(params, z)
+
+    np.testing.assert_allclose(*of_elbo_and_of_draws(params), rtol=1e-9)
 
 
 @pytest.mark.slow
 def test_a_vamp_prior_of_conditional_flows_is_the_direct_sum(x64):
     led, params, _ = vamp_built()
     z = normal((7, 2), seed=5)
-    mean, log_std, context = led.encoding(params, params["prior"])
+    mean, log_std, context = jax.device_get(jax.jit(led.encoding)(params, params["prior"]))
+    inverse = jax.jit(led.posterior.inverse)
     parts = []
     for k in range(3):
-        base, log_det = led.posterior.inverse(params["posterior"], z, context[k])
+        base, log_det = inverse(params["posterior"], z, context[k])
         parts.append(scipy.stats.norm.logpdf(base, mean[k], np.exp(log_std[k])).sum(-1) + log_det)
     expected = scipy.special.logsumexp(parts, axis=0) - np.log(3)
-    np.testing.assert_allclose(led.prior_log_prob(params, z), expected, rtol=1e-9)
+    score = jax.jit(led.prior_log_prob)
+    np.testing.assert_allclose(score(params, z), expected, rtol=1e-9)
     assert np.std(parts, axis=0).min() > 1e-3  # Components differ.
-    ticks = jnp.linspace(-12, 12, 200)
-    grid = jnp.stack(jnp.meshgrid(ticks, ticks), -1)
-    total = jnp.exp(jax.jit(led.prior_log_prob)(params, grid)).sum() * (ticks[1] - ticks[0]) ** 2
+    ticks = np.linspace(-12, 12, 200)
+    grid = np.stack(np.meshgrid(ticks, ticks), -1)
+    total = np.exp(score(params, grid)).sum() * (ticks[1] - ticks[0]) ** 2
     np.testing.assert_allclose(total, 1, atol=1e-3)
 
 
@@ -63,7 +71,8 @@ def test_draws_of_a_vamp_prior():
     led, params, _ = vamp_built()
     z, log_prob = jax.jit(led.prior_sample_and_log_prob, static_argnums=2)(params, KEY, (50, 2))
     assert z.shape == (50, 2, 2) and log_prob.shape == (50, 2)
-    np.testing.assert_allclose(led.prior_log_prob(params, z), log_prob, rtol=1e-4, atol=1e-4)
+    again = jax.jit(led.prior_log_prob)(params, z)
+    np.testing.assert_allclose(again, log_prob, rtol=1e-4, atol=1e-4)
     assert jax.eval_shape(lambda: led.sample(params, KEY, (3,))).shape == (3, 4)
 
 
@@ -72,7 +81,6 @@ def test_gradients_reach_all_that_a_vamp_prior_is_made_of(x64, part):
     led, params, x = vamp_built()
     z = normal((7, 2), seed=5)
 
-    @jax.jit
     def objective(leaf):
         changed = params | {part: leaf}
         return led.elbo(changed, KEY, x).bound.mean() + led.prior_log_prob(changed, z).mean()
@@ -80,15 +88,16 @@ def test_gradients_reach_all_that_a_vamp_prior_is_made_of(x64, part):
     def prior_alone(leaf):
         return led.prior_log_prob(params | {part: leaf}, z).mean()
 
-    direction = randomise(jax.tree.map(jnp.zeros_like, params[part]))
-    for function in (objective, jax.jit(prior_alone)):
-        gradient = jax.jit(jax.grad(function))(params[part])
+    start = jax.device_get(params[part])
+    direction = jax.device_get(randomise(jax.tree.map(np.zeros_like, start)))
+    for function in map(jax.jit, map(jax.value_and_grad, (objective, prior_alone))):
+        _, gradient = function(start)
         slope = sum(
-            (g * d).sum()
+            (np.asarray(g) * d).sum()
             for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
         )
         ahead, behind = (
-            function(jax.tree.map(lambda p, d, e=e: p + e * d, params[part], direction))
+            float(function(jax.tree.map(lambda p, d, e=e: p + e * d, start, direction))[0])
             for e in (1e-5, -1e-5)
         )
         np.testing.assert_allclose((ahead - behind) / 2e-5, slope, rtol=1e-6)
@@ -96,8 +105,8 @@ def test_gradients_reach_all_that_a_vamp_prior_is_made_of(x64, part):
 
 
 def test_a_vamp_prior_starts_at_rows_of_the_data():
-    led, x = vamp_led(), normal((6, 4))
-    inputs = led.init(KEY, x)["prior"]
+    led, x = vamp_led(), np.asarray(normal((6, 4)))
+    inputs = np.asarray(jax.jit(led.init)(KEY, x)["prior"])
     rows = (inputs[:, None] == x).all(-1)
     assert inputs.shape == (3, 4) and rows.sum() == 3 and rows.any(0).sum() == 3
 
@@ -105,8 +114,8 @@ def test_a_vamp_prior_starts_at_rows_of_the_data():
 def test_a_subset_of_the_data_is_a_vamp_prior_whose_rows_stay(x64):
     led, params, x = vamp_built()
     subset, z = led._replace(prior=priors.data_subset(3)), normal((7, 2), seed=5)
-    rows = subset.init(KEY, x)["prior"]
-    assert_trees_equal(rows, led.init(KEY, x)["prior"])
+    rows, again = (jax.jit(model.init)(KEY, x)["prior"] for model in (subset, led))
+    assert_trees_equal(rows, again)
     params |= {"prior": rows}
 
     @jax.jit
@@ -115,9 +124,11 @@ def test_a_subset_of_the_data_is_a_vamp_prior_whose_rows_stay(x64):
             jax.grad(lambda p, m=m: m.prior_log_prob(p, z).sum())(params) for m in (subset, led)
         ]
 
-    np.testing.assert_array_equal(subset.prior_log_prob(params, z), led.prior_log_prob(params, z))
+    np.testing.assert_array_equal(
+        *(jax.jit(model.prior_log_prob)(params, z) for model in (subset, led))
+    )
     still, learned = gradients(params)
-    np.testing.assert_array_equal(still["prior"], jnp.zeros_like(rows))
+    np.testing.assert_array_equal(still["prior"], np.zeros_like(rows))
     assert np.abs(learned["prior"]).min() > 0
     for part in ("encoder", "posterior"):
         jax.tree.map(np.testing.assert_array_equal, still[part], learned[part])
@@ -134,29 +145,33 @@ def test_latent_maps_and_one_latent_variable(x64):
         decoders.spatial_decoder((4, 4), (2, 2, 1)),
     )
     params, z = random_params(image.init, x), normal((6, 2, 2, 1), seed=5)
-    mean, log_std, _ = image.encoding(params, params["prior"])
-    base, log_det = image.posterior_inverse(params, z)
+    mean, log_std, _ = jax.jit(image.encoding)(params, params["prior"])
+    base, log_det = map(np.asarray, jax.jit(image.posterior_inverse)(params, z))
     parts = scipy.stats.norm.logpdf(base[:, None], mean, np.exp(log_std)).sum((-3, -2, -1))
     expected = scipy.special.logsumexp(parts + log_det[:, None], axis=-1) - np.log(4)
-    np.testing.assert_allclose(image.prior_log_prob(params, z), expected, rtol=1e-9)
-    assert image.prior_sample_and_log_prob(params, KEY, (3,))[0].shape == (3, 2, 2, 1)
+    np.testing.assert_allclose(jax.jit(image.prior_log_prob)(params, z), expected, rtol=1e-9)
+    draws, _ = jax.eval_shape(lambda: image.prior_sample_and_log_prob(params, KEY, (3,)))
+    assert draws.shape == (3, 2, 2, 1)
     line = LED(
         encoders.mlp_encoder(1, (5,)), flows.actnorm(), priors.vamp(5), decoders.mlp_decoder(16)
     )
-    ticks = jnp.linspace(-20, 20, 20001)
-    q = jnp.exp(line.prior_log_prob(random_params(line.init, x), ticks[:, None]))
+    ticks = np.linspace(-20, 20, 20001)
+    params = random_params(line.init, x)
+    q = np.exp(jax.jit(line.prior_log_prob)(params, ticks[:, None]))
     np.testing.assert_allclose(q.sum() * (ticks[1] - ticks[0]), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("make", [priors.vamp, priors.data_subset])
 def test_saved_and_loaded_to_the_bit(tmp_path, make):
     led, x = vamp_led()._replace(prior=make(3)), normal((6, 4))
-    params, z = led.init(KEY, x), normal((7, 2), seed=5)
+    params, z = jax.jit(led.init)(KEY, x), normal((7, 2), seed=5)
     save(tmp_path / "model", led, params)
     again, loaded = load(tmp_path / "model")
     assert again == led
     assert_trees_equal(loaded, params)
-    assert_trees_equal(again.prior_log_prob(loaded, z), led.prior_log_prob(params, z))
+    assert_trees_equal(
+        jax.jit(again.prior_log_prob)(loaded, z), jax.jit(led.prior_log_prob)(params, z)
+    )
 
 
 @pytest.mark.parametrize("make", [priors.vamp, priors.data_subset])
@@ -165,9 +180,9 @@ def test_wrong_numbers_of_components_and_contexts_are_errors(make):
     with pytest.raises(ValueError, match="num_components must be positive, got 0"):
         make(0)
     with pytest.raises(ValueError, match="7 components .* got 6 rows"):
-        led._replace(prior=make(7)).init(KEY, x)
+        jax.eval_shape(led._replace(prior=make(7)).init, KEY, x)
     with pytest.raises(ValueError, match=r"expected a model without a context, got .* \(6, 2\)"):
-        led._replace(prior=make(3)).init(KEY, x, normal((6, 2)))
+        jax.eval_shape(led._replace(prior=make(3)).init, KEY, x, normal((6, 2)))
 
 
 @pytest.mark.slow
@@ -180,7 +195,7 @@ def test_what_depends_on_parameters_alone_is_computed_once():
         return led.encoder.apply(params, x, context)
 
     counting = led._replace(encoder=led.encoder._replace(apply=apply))
-    counting.elbo(params, KEY, x, (9,))
+    jax.eval_shape(lambda: counting.elbo(params, KEY, x, (9,)))
     assert sorted(shapes) == [(3, 4), (6, 4)]
 
 
@@ -188,29 +203,27 @@ def test_what_depends_on_parameters_alone_is_computed_once():
 def test_a_density_is_its_lifted_prior(x64):
     lifted = LED_MODEL._replace(prior=priors.lift(LED_MODEL.prior))
     truth, x = Truth(0.3), data(5)
-    for a, b in zip(
-        LED_MODEL.elbo(truth.params, KEY, x), lifted.elbo(truth.params, KEY, x), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    terms, again = (jax.jit(led.elbo)(truth.params, KEY, x) for led in (LED_MODEL, lifted))
+    jax.tree.map(np.testing.assert_array_equal, terms, again)
     made, again = (jax.jit(led.init)(KEY, x) for led in (LED_MODEL, lifted))
     assert jax.tree.structure(made) == jax.tree.structure(again)
     jax.tree.map(np.testing.assert_array_equal, made, again)
-    for a, b in zip(
-        lifted.prior_sample_and_log_prob(truth.params, KEY, (3,)),
-        LED_MODEL.prior.sample_and_log_prob(truth.params["prior"], KEY, (3,)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+    sample = jax.jit(lifted.prior_sample_and_log_prob, static_argnums=2)
+    expected = jax.jit(LED_MODEL.prior.sample_and_log_prob, static_argnums=2)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        sample(truth.params, KEY, (3,)),
+        expected(truth.params["prior"], KEY, (3,)),
+    )
 
 
 @pytest.mark.slow
 def test_a_density_starts_from_draws_of_the_posterior(x64):
     truth, x = Truth(0.3), data(400)
     led = LED_MODEL._replace(prior=densities.mixture_of_normals((2,), 100))
-    params = led.init(
-        KEY, x, given={"encoder": truth.params["encoder"], "posterior": truth.params["posterior"]}
-    )
-    means = params["prior"]["mean"]
+    given = {name: truth.params[name] for name in ("encoder", "posterior")}
+    params = jax.jit(functools.partial(led.init, given=given))(KEY, x)
+    means = np.asarray(params["prior"]["mean"])
     expected = truth.mean(x)
     spread = np.sqrt(expected.var(0) + truth.std**2)
     assert np.max(np.abs(means.mean(0) - expected.mean(0)) / spread) < 4 / np.sqrt(100)
