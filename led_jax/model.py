@@ -63,6 +63,15 @@ class LED(NamedTuple):
     decoder: Decoder
 
     __repr__ = describe
+    __hash__ = tuple.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other has equal parts and this class: a subclass may have other methods."""
+        return type(self) is type(other) and tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        """Not `__eq__`."""
+        return not self == other
 
     def init(
         self,

@@ -6,7 +6,7 @@ Everything is written for whole batches. `epochs` is the only training loop; `fi
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -190,7 +190,7 @@ def init_state(
     """
     if isinstance(model, LED):
         model.check_data(x)
-    init = once_for_equal(_compiled_init, model, optimizer, objective or elbo())
+    init = _compiled_init(model, optimizer, objective or elbo())
     return init(key, x, *_given(context), given=given)
 
 
@@ -214,7 +214,34 @@ def state_shape(
     return jax.eval_shape(init, jax.eval_shape(jax.random.key, 0), x, *_given(context))
 
 
-@lru_cache(maxsize=16)
+def once_for_equal(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Has `build` return for equal arguments what it returned before: the same compiled programs.
+
+    Arguments are equal if their types are, too. Tuples compare equal whatever their class, and a
+    subclass of a model may compute something else.
+    """
+
+    @lru_cache(maxsize=16)
+    def cached(types: Any, *args: Any) -> Any:
+        return build(*args)
+
+    @wraps(build)
+    def build_once(*args: Any) -> Any:
+        try:
+            hash(args)
+        except TypeError:  # A part of the model or the objective is not hashable.
+            return build(*args)
+        return cached(_types(args), *args)
+
+    return build_once
+
+
+def _types(value: Any) -> Any:
+    """The type of a value, and the types of all entries of a tuple."""
+    return (type(value), *map(_types, value)) if isinstance(value, tuple) else type(value)
+
+
+@once_for_equal
 def _compiled_init(
     model: Model, optimizer: optax.GradientTransformation, objective: Objective
 ) -> Any:
@@ -392,21 +419,13 @@ RunEpoch = Callable[[TrainState], tuple[TrainState, Steps]]
 def _on_devices(epoch: _Epoch, rows: Rows, placement: Placement, state: TrainState) -> RunEpoch:
     """An epoch as one program; every device holds all training rows."""
     data = placement.replicate(rows)
-    run = once_for_equal(_program, epoch, placement)
+    run = _program(epoch, placement)
     # Compiles nothing if an equal epoch has run on rows of the same shape before.
     compiled = run.lower(state, data).compile()
     return lambda state: compiled(state, data)
 
 
-def once_for_equal(build: Any, *args: Any) -> Any:
-    """Calls `build`, an `lru_cache`: equal arguments get the same compiled programs again."""
-    try:
-        return build(*args)
-    except TypeError:  # A part of the model or the objective is not hashable.
-        return build.__wrapped__(*args)
-
-
-@lru_cache(maxsize=16)
+@once_for_equal
 def _program(epoch: _Epoch, placement: Placement) -> Any:
     @partial(jax.jit, out_shardings=placement.replicated)
     def run(state: TrainState, data: tuple[Array, ...]) -> tuple[TrainState, Steps]:
@@ -674,7 +693,7 @@ def _validation(
     if not num_rows:
         return None
     rows = placement.replicate(dataset.rows("valid"))
-    measure = once_for_equal(_measurement, model, score, min(batch_size, num_rows), placement)
+    measure = _measurement(model, score, min(batch_size, num_rows), placement)
 
     def validate(state: TrainState) -> dict[str, float]:
         means = jax.device_get(measure(state, rows))
@@ -683,7 +702,7 @@ def _validation(
     return validate
 
 
-@lru_cache(maxsize=16)
+@once_for_equal
 def _measurement(model: Model, score: ScoreFn, size: int, placement: Placement) -> Any:
     @partial(jax.jit, out_shardings=placement.replicated)
     def measure(state: TrainState, rows: tuple[Array, ...]) -> dict[str, Array]:

@@ -282,7 +282,7 @@ def to_log_density(
         ) from error
     if num_restarts is None:
         return result
-    measure = once_for_equal(_restart_losses, density, log_density, num_restarts)
+    measure = _restart_losses(density, log_density, num_restarts)
     losses = measure(result.params, choice_key)
     return _restart(result, int(np.argmin(np.nan_to_num(losses, nan=np.inf))))
 
@@ -557,7 +557,7 @@ def _restart(result: Fit, number: int) -> Fit:
     return result._replace(params=jax.tree.map(lambda leaf: leaf[number], result.params))
 
 
-@lru_cache(maxsize=16)
+@once_for_equal
 def _restart_losses(density: Density, log_density: LogDensity, num_restarts: int) -> Any:
     """A function of params and key: minus the mean log-weight of each restart on fresh samples."""
 

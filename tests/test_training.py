@@ -84,6 +84,22 @@ def run_toy(toy, num_epochs, rows, batch_size, optimizer=SGD, **options):
 
 
 @pytest.mark.slow
+def test_a_subclass_with_equal_parts_has_programs_of_its_own():
+    class Doubled(LED):
+        def elbo(self, *args, **kwargs):
+            terms = super().elbo(*args, **kwargs)
+            return terms._replace(log_likelihood=2 * terms.log_likelihood)
+
+    doubled = Doubled(*SMALL)
+    assert doubled != SMALL and not doubled == SMALL and doubled == Doubled(*SMALL)
+    single, double = (
+        run(model, 1, optimizer=STILL, valid=PATTERNS)[0].history[0] for model in (SMALL, doubled)
+    )
+    for name in ("train_log_likelihood", "valid_log_likelihood"):
+        assert double[name] == pytest.approx(2 * single[name], rel=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"on_host": True}, {"method": "pmap"}])
 def test_every_row_comes_with_its_own_context(options):
     """Each row is its own context; the log-likelihood is minus the distance of the two."""

@@ -84,4 +84,6 @@ def data(n, seed=0):
 def _to_jax(tree):
     if isinstance(tree, dict):
         return {name: _to_jax(leaf) for name, leaf in tree.items()}
-    return tree if isinstance(tree, tuple) else jnp.asarray(tree, float)
+    if isinstance(tree, tuple):
+        return tree
+    return jax.device_put(np.asarray(tree, jnp.result_type(float)))
