@@ -8,6 +8,7 @@ log-determinant, the encoder is one dense layer.
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
