@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import KEY, assert_finite_where_representable, normal, randomise
+from support import KEY, assert_finite_where_representable, normal, random_params
 from support.cases import CASES, CONTEXT_DIM, Case, build, smooth_made, smooth_mlp
 
 from led_jax import flows
@@ -83,8 +83,8 @@ def test_log_det_is_that_of_the_jacobian_and_round_trips(x64, case):
 
     apply, inverse = compiled(flow.apply), compiled(flow.inverse)
     for there, back in [(apply, inverse), (inverse, apply)]:
-        y, log_det, matrices = there(x, context)
-        _, expected = np.linalg.slogdet(np.asarray(matrices).reshape(len(x), x[0].size, x[0].size))
+        y, log_det, matrices = map(np.asarray, there(x, context))
+        _, expected = np.linalg.slogdet(matrices.reshape(len(x), x[0].size, x[0].size))
         assert y.shape == x.shape and log_det.shape == (len(x),)
         np.testing.assert_allclose(log_det, expected, rtol=1e-9, atol=1e-9)
         again, log_det_back, _ = back(y, context)
@@ -131,7 +131,7 @@ def test_any_batch_axes_vmap_scan_and_contexts(case):
         return [other_ways(getattr(flow, way), x, context) for way in ("apply", "inverse")]
 
     for direction, ways in zip(("apply", "inverse"), both(x, context), strict=True):
-        expected = getattr(jitted, direction)(params, x, context)
+        expected = jax.device_get(getattr(jitted, direction)(params, x, context))
         if case.conditional:
             assert_close(ways.pop("one context"), ways.pop("repeated context"), "one context")
         for way, actual in ways.items():
@@ -147,6 +147,7 @@ def test_any_batch_axes_vmap_scan_and_contexts(case):
 @both_directions
 def test_eager(case, direction):
     flow, params, x, context, jitted = build(case)
+    x, context = jax.device_put((x, context))
     expected = getattr(jitted, direction)(params, x, context)
     assert_close(getattr(flow, direction)(params, x, context), expected, "eager")
 
@@ -178,7 +179,7 @@ def test_a_context_with_more_batch_entries_than_x_is_an_error(case):
 @both_directions
 def test_context_matters_and_reaches_every_layer(case, direction):
     flow, params, x, context, jitted = build(case)
-    y, log_det = getattr(jitted, direction)(params, x, context)
+    y, log_det = map(np.asarray, getattr(jitted, direction)(params, x, context))
     other_y, other_log_det = getattr(jitted, direction)(params, x, context + 1)
     assert np.all(np.abs(other_y - y).reshape(len(x), -1).max(1) > 1e-4)
     if not preserves_volume(case):
@@ -270,18 +271,25 @@ def test_a_rebuilt_flow_is_the_same_function(case):
 def test_wrong_event_shape_is_an_error(case):
     flow, params, x, context, _ = build(case)
     expected = ", ".join(map(str, case.event_shape))
-    for wrong in (x[..., :1].repeat(x.shape[-1] + 1, -1), x[0][..., 0], jnp.zeros(())):
+    for wrong in (x[..., :1].repeat(x.shape[-1] + 1, -1), x[0][..., 0], np.zeros(())):
         message = rf"expected .*\[\.\.\., {expected}\].*got \("
         assert_error(flow, params, wrong, context, message)
 
 
 @pytest.fixture(scope="module")
-def frozen():
-    """Hides existing objects from the leak check, which would look through all of them."""
-    gc.collect()
-    gc.freeze()
+def unfrozen_at_the_end():
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def frozen(unfrozen_at_the_end):
+    """Hides existing objects from the leak check, which would look through all of them.
+
+    They stay hidden until the end of this module, so that each test only adds what is new.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @every_case
@@ -311,11 +319,9 @@ def test_no_implicit_promotion_of_ranks_or_dtypes_and_no_leaks(case):
 def test_finite_far_out(case, dtype):
     """Values and gradients at inputs up to 1e6, with parameters further out than elsewhere."""
     sizes = np.array([1, 1e3, 1e6, -1e6]).reshape(-1, *[1] * len(case.event_shape))
-    x = (normal((4, *case.event_shape), seed=2) * sizes).astype(dtype)
+    x = (np.asarray(normal((4, *case.event_shape), seed=2)) * sizes).astype(dtype)
     context = normal((4, CONTEXT_DIM), seed=3, dtype=dtype) if case.conditional else None
-    shapes = jax.eval_shape(case.make().init, KEY, x, context)
-    zeros = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), shapes)
-    params = randomise(zeros, 3 * case.noise)
+    params = random_params(case.make().init, x, context, scale=3 * case.noise)
 
     def at_a_point(direction, params, x, context):
         """A point's image, and the log-density of a normal there with its gradients."""

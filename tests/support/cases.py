@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from led_jax import flows
-from support import KEY, gated_iaf, normal, randomise
+from support import gated_iaf, normal, random_params
 
 CONTEXT_DIM = 3
 HIDDEN = (8,)
@@ -265,8 +265,8 @@ class Built(NamedTuple):
 
     flow: flows.Flow
     params: object
-    x: jax.Array
-    context: jax.Array | None
+    x: np.ndarray
+    context: np.ndarray | None
     jitted: flows.Flow
 
 
@@ -278,9 +278,8 @@ def build(case, batch_shape=(4,)):
 @functools.cache
 def _build(case, batch_shape, dtype):
     flow = case.make()
-    x = normal((*batch_shape, *case.event_shape), seed=2)
-    x = jax.nn.sigmoid(x) if case.in_unit_cube else x
-    context = normal((*batch_shape, CONTEXT_DIM), seed=3) if case.conditional else None
-    shapes = jax.eval_shape(flow.init, KEY, x, context)
-    params = randomise(jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), shapes), case.noise)
+    x = np.asarray(normal((*batch_shape, *case.event_shape), seed=2))
+    x = 1 / (1 + np.exp(-x)) if case.in_unit_cube else x
+    context = np.asarray(normal((*batch_shape, CONTEXT_DIM), seed=3)) if case.conditional else None
+    params = random_params(flow.init, x, context, scale=case.noise)
     return Built(flow, params, x, context, flows.Flow(*map(jax.jit, flow)))
