@@ -7,7 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import free_port, run_python
+from support import free_port
+from support.processes import Forked, finish
 
 from led_jax import sharding
 
@@ -19,8 +20,9 @@ DEVICES = Path(__file__).parent / "support" / "devices.py"
 def launch(num_devices, num_processes=1, index=0, port=0):
     """What `support/devices.py` prints."""
     code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
-    output = run_python(code, DEVICES, num_devices, num_processes, index, port)
-    return json.loads(output.splitlines()[-1])
+    done = finish(Forked("-c", code, DEVICES, num_devices, num_processes, index, port))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

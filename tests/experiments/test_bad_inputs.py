@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ for args in json.load(sys.stdin):
     answers.append([status or 0, output.getvalue()])
 print(json.dumps(answers))
 """
-RUN = Config(epochs=1, latent_dim=2, prior_depth=1, prior_hidden=(2,), nll_samples=1)
+RUN = Config(epochs=1, latent_dim=2, prior_depth=0, nll_samples=1)
 
 
 class Case(NamedTuple):
@@ -344,7 +345,8 @@ def answers(tmp_path_factory):
         case.prepare(directory)
     before = [snapshot(root / str(i)) for i in range(len(CASES))]
     found = [None] * len(CASES)
-    for binary in ("train", "evaluate", "sweep"):
+
+    def ask(binary):
         numbers = [i for i, case in enumerate(CASES) if case.binary == binary]
         args = [CASES[i].args.replace("DIR", str(root / str(i))).split() for i in numbers]
         done = subprocess.run(
@@ -358,6 +360,9 @@ def answers(tmp_path_factory):
         assert done.returncode == 0, done.stderr
         for i, answer in zip(numbers, json.loads(done.stdout.splitlines()[-1]), strict=True):
             found[i] = (*answer, before[i], snapshot(root / str(i)))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(ask, ("train", "evaluate", "sweep")))
     assert not (root / "runs").exists()
     return found
 

@@ -1,25 +1,23 @@
 """The absl binaries as a user runs them: in processes of their own."""
 
 import json
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from support.processes import Forked, finish, fresh
 
 pytestmark = [pytest.mark.usefixtures("fast_compile"), pytest.mark.slow]
 
 TINY = "--epochs=2 --latent_dim=3 --prior_depth=1 --prior_hidden=4 --nll_samples=5".split()
 
 
-def launch(module, *args, cwd):
-    command = [sys.executable, "-m", f"experiments.{module}", *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+def launch(module, *args, cwd, start=Forked):
+    return finish(start("-m", f"experiments.{module}", *args, cwd=cwd))
 
 
 def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
-    trained = launch("train", *TINY, "--workdir=run", cwd=tmp_path)
+    trained = launch("train", *TINY, "--workdir=run", cwd=tmp_path, start=fresh)
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout.splitlines()[-1])
     assert result.pop("workdir") == "run"
@@ -50,7 +48,7 @@ def test_train_prints_json_last_and_evaluate_reads_the_run(tmp_path):
 )
 def test_devices_that_are_not_there_are_one_clear_line(tmp_path, monkeypatch, module, args):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    process = launch(module, *args, cwd=tmp_path)
+    process = launch(module, *args, cwd=tmp_path, start=fresh)
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert line.startswith("error: JAX has no devices for JAX_PLATFORMS='cuda': unset it")

@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from support import free_port
+from support.processes import Forked, finish, fresh
 
 from experiments import distributed
 from experiments.config import Config
@@ -23,15 +22,15 @@ TINY = Config(epochs=2, latent_dim=3, prior_depth=1, prior_hidden=(4,), nll_samp
 FLAGS = to_command(TINY).split()[3:]
 
 
-def launch_two(directory, module, *flags):
+def launch_two(directory, module, *flags, start=Forked):
     """Runs a binary in two processes, each with flags and a working directory of its own."""
     port = free_port()
 
     def launch(i):
         (directory / str(i)).mkdir(exist_ok=True)
-        command = [sys.executable, "-m", f"experiments.{module}", *flags[i]]
-        command += [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}"]
-        return subprocess.run(command, cwd=directory / str(i), capture_output=True, text=True)
+        args = [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}"]
+        module_and_flags = ["-m", f"experiments.{module}", *flags[i]]
+        return finish(start(*module_and_flags, *args, cwd=directory / str(i)))
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(launch, range(2)))
@@ -42,7 +41,7 @@ def finished(tmp_path_factory):
     """A run by two processes that read their rows from the host, and the result of the first."""
     directory = tmp_path_factory.mktemp("distributed")
     flags = [*FLAGS, "--data_placement=host", "--workdir=run"]
-    first, second = launch_two(directory, "train", flags, flags)
+    first, second = launch_two(directory, "train", flags, flags, start=fresh)
     assert first.returncode == 0, first.stderr
     assert second.returncode == 0, second.stderr
     assert "{" not in second.stdout

@@ -20,7 +20,9 @@ def tiny(monkeypatch):
     stack = Config(dataset="synthetic", prior_depth=2)
     monkeypatch.setattr(training_suite, "_STACKS", (stack,))
     monkeypatch.setattr(training_suite, "_COMPILE_DEPTHS", (1, 2))
-    monkeypatch.setattr(training_suite, "_NLL_SAMPLES", {"prior12": 20})
+    prior1 = Config(dataset="synthetic", prior_depth=1)
+    monkeypatch.setitem(training_suite.CELLS, "prior1", prior1)
+    monkeypatch.setattr(training_suite, "_NLL_SAMPLES", {"prior1": 20})
     monkeypatch.setattr(flow_suite, "_TURN_SECONDS", 0.001)
     monkeypatch.setattr(flow_suite, "BATCH", 10)
     for name, stack in {
@@ -59,8 +61,8 @@ def test_training_suite_without_peers(tiny, parsed_flags, tmp_path, capsys):
     assert wrappers["pmap_over_jit"] == pytest.approx(expected)
     assert [list(row["seconds"]) for row in result["compile"]] == [["1", "2"]] * 2
     (nll,) = result["nll"]
-    assert nll["model"] == "mlp, 12 nvp prior"
-    assert nll["gflop"] == pytest.approx(2e-9 * 40 * (216_800 + 20 * 296_800))
+    assert nll["model"] == "mlp, 1 nvp prior"
+    assert nll["gflop"] == pytest.approx(2e-9 * 40 * (216_800 + 20 * 214_300))
     assert base.MAX_UNROLL == max_unroll
     table = output.with_suffix(".md").read_text()
     assert table == benchmark.to_markdown(result)

@@ -33,6 +33,9 @@ def test_a_whitened_gaussian_is_the_standard_normal():
 
 @pytest.mark.slow
 def test_flows_find_what_a_gaussian_cannot(monkeypatch):
+    monkeypatch.setattr(tabular, "MIXTURES", [GaussianMixture(2, random_state=0)])
+    affine = tabular.TRANSFORMERS["affine flows"]
+    monkeypatch.setattr(tabular, "TRANSFORMERS", {"affine flows": affine})
     monkeypatch.setattr(tabular, "DEPTH", 2)
     monkeypatch.setattr(tabular, "MEMBERS", 2)
     x = np.random.default_rng(1).normal(size=(1200, 1))
@@ -50,7 +53,8 @@ def test_every_row_is_scored_once_by_what_has_not_seen_it(monkeypatch, tmp_path)
     monkeypatch.setattr(tabular, "GAUSSIANS", [GaussianMixture(1, reg_covar=0)])
     monkeypatch.setattr(tabular, "MIXTURES", [GaussianMixture(2, random_state=0)])
     monkeypatch.setattr(tabular, "KERNELS", [KernelDensity()])
-    monkeypatch.setattr(tabular, "TRANSFORMERS", {"affine flows": flows.affine})
+    monkeypatch.setattr(tabular, "TRANSFORMERS", {"spline flows": flows.spline(8)})
+    monkeypatch.setattr(tabular, "DEPTH", 1)
     monkeypatch.setattr(tabular, "HIDDEN", (8,))
     monkeypatch.setattr(tabular, "MEMBERS", 1)
     found = tabular.run(True, 0, tmp_path)

@@ -14,6 +14,8 @@ TINY = Capacity(1, (4,), 3)
 LINE = targets.gaussian_mixture("one", np.array([[1.0, -0.5]]), 0.8)
 PAIR = targets.gaussian_mixture("two", np.array([[1.0, 1.0], [-1.0, -1.0]]), 0.6)
 
+target_samples = jax.jit(universality.target_samples, static_argnums=(0, 2))
+
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
@@ -32,8 +34,9 @@ def test_divergences_of_known_flows(monkeypatch, direction):
     monkeypatch.setattr(universality, "SUITES", {2: (LINE,)})
     monkeypatch.setattr(universality, "TEST_ROWS", 20_000)
     cell = Cell(2, direction, "affine", TINY)
-    params = jax.vmap(cell.density.init, (0, None))(jax.random.split(KEY, 1), jnp.zeros(2))
-    test = universality.target_samples(cell.targets, jax.random.key(3), 20_000)
+    init = jax.jit(jax.vmap(cell.density.init, (0, None)))
+    params = init(jax.random.split(KEY, 1), np.zeros(2, np.float32))
+    test = target_samples(cell.targets, jax.random.key(3), 20_000)
     kls, errors = universality.divergences(cell, params, jax.random.key(4), test)
     square, variance = 1.25, 0.64
     if direction == "forward":
@@ -49,7 +52,7 @@ def test_divergences_of_known_flows(monkeypatch, direction):
 def test_side_by_side_a_flow_is_fitted_as_if_alone(monkeypatch, direction):
     monkeypatch.setattr(universality, "RESTARTS", {"forward": 1, "reverse": 1})
     together = Cell(2, direction, "affine", TINY)
-    samples = universality.target_samples(together.targets, jax.random.key(3), 500)
+    samples = target_samples(together.targets, jax.random.key(3), 500)
     both = universality.fit_cell(together, KEY, samples, 60)
     monkeypatch.setattr(universality, "SUITES", {2: (LINE,)})
     alone = universality.fit_cell(Cell(2, direction, "affine", TINY), KEY, samples[:, :1], 60)
