@@ -124,6 +124,8 @@ def restore(task: Task, workdir: pathlib.Path) -> tuple[Progress, Log] | None:
     Raises:
       ValueError: if the checkpoint belongs to another configuration or data set.
     """
+    if not (workdir / CHECKPOINTS).exists():
+        return None
     like = task.state_shape()
     found = checkpoints.restore(
         workdir / CHECKPOINTS, {"last": like, "best": like}, descriptions.to_json(task.led)

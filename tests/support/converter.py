@@ -126,7 +126,7 @@ def parameters(tree):
     for i, text in enumerate(leaves):
         shape = tuple(int(n) for n in text.split("x") if n)
         numbers = np.sin(0.7 * np.arange(1.0, 1 + np.prod(shape)) ** 2 + i).reshape(shape)
-        filled.append(jnp.asarray(0.6 * numbers / np.sqrt(shape[-2] if len(shape) > 1 else 4)))
+        filled.append(0.6 * numbers / np.sqrt(shape[-2] if len(shape) > 1 else 4))
     return treedef.unflatten(filled)
 
 
@@ -163,7 +163,7 @@ def evaluate(name, tree, to_layout=lambda params: params):
     run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     (value, outputs), (of_params, of_x) = run(parameters(tree), x)
     outputs |= {"loss": value, "gradient-x": of_x}
-    for i, leaf in enumerate(jax.tree.leaves(of_params)):
+    for i, leaf in enumerate(map(np.asarray, jax.tree.leaves(of_params))):
         sums = {"": leaf} if leaf.size <= 600 else {"-rows": leaf.sum(-1), "-columns": leaf.sum(-2)}
         outputs |= {f"gradient-{i}{kind}": value for kind, value in sums.items()}
     return {key: np.asarray(value) for key, value in outputs.items()}
@@ -171,8 +171,8 @@ def evaluate(name, tree, to_layout=lambda params: params):
 
 def inputs(event_shape, context_dim):
     """Two points, and their contexts."""
-    x = jnp.sin(jnp.arange(2.0 * np.prod(event_shape)) ** 2).reshape(2, *event_shape)
-    return x, None if context_dim is None else jnp.cos(jnp.arange(2.0 * context_dim)).reshape(2, -1)
+    x = np.sin(np.arange(2.0 * np.prod(event_shape)) ** 2).reshape(2, *event_shape)
+    return x, None if context_dim is None else np.cos(np.arange(2.0 * context_dim)).reshape(2, -1)
 
 
 def main(path):
