@@ -345,9 +345,12 @@ class Config:
     @property
     def num_matching_samples(self) -> int:
         """Draws that split the KL; 0 for none."""
-        if self.matching_samples is None:
-            return 0 if self.posterior_context else self.nll_samples
-        return self.matching_samples
+        given = self.matching_samples
+        return self._default_matching_samples if given is None else given
+
+    @property
+    def _default_matching_samples(self) -> int:
+        return 0 if self.posterior_context else self.nll_samples
 
     def record(self) -> dict[str, Any]:
         """The value of every field; values that depend on other fields are resolved."""
@@ -387,16 +390,14 @@ class Config:
         """The fields of `report` that differ from their defaults.
 
         For fields other than data set, network and latent shape, the defaults are those of a
-        configuration with the same data set, network and latent shape.
+        configuration with the same data set, network and latent shape; that of `matching_samples`
+        is the one for this configuration's other fields.
         """
         plain = Config().record()
         like = Config(**{name: getattr(self, name) for name in _FIRST}).record()
         defaults = like | {name: plain[name] for name in _FIRST}
-        return {
-            name: value
-            for name, value in self.report().items()
-            if value != defaults[name] and getattr(self, name) is not None
-        }
+        defaults["matching_samples"] = self._default_matching_samples
+        return {name: value for name, value in self.report().items() if value != defaults[name]}
 
     def identity(self) -> dict[str, Any]:
         """The fields of `changes` that are not free: configurations with equal ones are one run."""

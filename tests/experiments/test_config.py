@@ -304,6 +304,9 @@ def test_what_makes_two_runs_one():
     config = Config(learning_rate=1e-3, nll_samples=7, devices=1, data_dir="secret")
     assert config.changes() == {"learning_rate": 1e-3, "nll_samples": 7, "devices": 1}
     assert config.identity() == {"learning_rate": 1e-3}
+    for samples, changes in ((7, {}), (0, {"matching_samples": 0})):
+        again = dataclasses.replace(config, matching_samples=samples)
+        assert again.changes() == config.changes() | changes
     assert Config(epochs=200, latent_dim=50).identity() == {}
 
 
