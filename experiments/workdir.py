@@ -174,8 +174,11 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
 
 
 def defined(value: float) -> float | None:
-    """The number, or None for NaN, which JSON lacks: the standard error of one row or sample."""
-    return None if math.isnan(value) else value
+    """The number, or None for NaN and infinities, which JSON lacks.
+
+    NaN is the standard error of one row or sample.
+    """
+    return value if math.isfinite(value) else None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -304,7 +304,8 @@ def evidence(
       `Evidence`, of Python floats. Warns if the Pareto k is above 0.7.
 
     Raises:
-      ValueError: if there are not at least 25 samples, or log_density returns another shape.
+      ValueError: if there are not at least 25 samples, log_density returns another shape, a
+        log-weight is NaN or +inf, or all of them are -inf.
     """
     if num_samples < 25:
         raise ValueError(f"evidence: num_samples must be 25 or more, got {num_samples}")
@@ -339,7 +340,7 @@ def evidence_from(log_weights: Array | np.ndarray) -> Evidence:
       log_weights: `[n]`, as from the function `log_weights`.
 
     Raises:
-      ValueError: if there are fewer than 25 weights, or one of them is not a number.
+      ValueError: if there are fewer than 25 weights, one of them is not a number, or all are zero.
     """
     log_weights = np.asarray(as_real("evidence_from: log_weights", log_weights), np.float64)
     k = pareto_k(log_weights)
@@ -390,14 +391,18 @@ def resample(
 
     Raises:
       ValueError: if a number is not positive, log_density returns another shape, or (unless traced)
-        a log-weight is NaN or +inf.
+        a log-weight is NaN or +inf, or all of them are -inf.
     """
     _check_positive("resample", num_samples=num_samples, num_proposals=num_proposals)
     key, draw_key, order_key = jax.random.split(key, 3)
     x, log_q = density.sample_and_log_prob(params, key, (num_proposals,))
     log_weights = _checked(log_density, x) - log_q
-    if not isinstance(log_weights, Tracer) and not bool((log_weights < jnp.inf).all()):
-        raise ValueError("resample: expected log-weights, log p - log q, none NaN or +inf")
+    largest = log_weights.max()  # NaN if one of them is.
+    if not isinstance(largest, Tracer) and not bool(jnp.isfinite(largest)):
+        raise ValueError(
+            "resample: expected log-weights, log p - log q, of which none is NaN or +inf and some "
+            f"are finite; the largest is {largest}"
+        )
     shares = jnp.cumsum(jax.nn.softmax(log_weights))
     points = jnp.arange(num_samples) + jax.random.uniform(draw_key)
     rows = jnp.searchsorted(shares / shares[-1], points / num_samples)
@@ -416,24 +421,26 @@ def pareto_k(log_weights: Array | np.ndarray) -> float:
       log_weights: logarithms of the weights, up to a constant, `[n]`.
 
     Returns:
-      k; 0 if fewer than five of the largest weights exceed the next smaller one, as when all are
-      equal.
+      k. If fewer than five of the largest weights exceed the next smaller one, it is 0 where these
+      carry less than a tenth of the weight, as when all are equal, and infinity where they carry
+      more.
 
     Raises:
-      ValueError: if there are fewer than 25 weights, or one of them is not a number.
+      ValueError: if there are fewer than 25 weights, one of them is not a number, or all are zero.
     """
     log_weights = np.asarray(as_real("pareto_k: log_weights", log_weights), np.float64)
-    if log_weights.ndim != 1 or len(log_weights) < 25 or not log_weights.max() < math.inf:
+    if log_weights.ndim != 1 or len(log_weights) < 25 or not math.isfinite(log_weights.max()):
         raise ValueError(
-            "pareto_k: expected 25 or more log_weights [n], none NaN or +inf, got shape "
-            f"{log_weights.shape}"
+            "pareto_k: expected 25 or more log_weights [n], of which none is NaN or +inf and some "
+            f"are finite; got shape {log_weights.shape}"
+            + (f" and a largest of {log_weights.max()}" if log_weights.size else "")
         )
     weights = np.sort(np.exp(log_weights - log_weights.max()))
     size = math.ceil(min(0.2 * len(weights), 3 * math.sqrt(len(weights))))
     excess = weights[-size:] - weights[-size - 1]
     excess = excess[excess > 0]
-    if len(excess) < 5:
-        return 0.0
+    if len(excess) < 5:  # Too few to fit a distribution to. Do they decide any estimate?
+        return 0.0 if excess.sum() < 0.1 * weights.sum() else math.inf
     # A weighted mean over a grid of b = -k / scale, by the profile likelihood.
     grid_size = 30 + math.isqrt(len(excess))
     grid = 1 - np.sqrt(grid_size / (np.arange(grid_size) + 0.5))

@@ -405,6 +405,31 @@ def test_evidence_warns_where_it_cannot_be_trusted():
     assert estimate.pareto_k > 0.7
 
 
+@pytest.mark.parametrize("log_weight", [math.nan, math.inf, -math.inf])
+def test_weights_of_no_use_are_errors(log_weight):
+    density = densities.standard_normal((1,))
+    rest = log_weight if log_weight == -math.inf else 0.0
+    log_weights = np.array([log_weight] + 99 * [rest])
+    for function in (variational.pareto_k, variational.evidence_from):
+        with pytest.raises(ValueError, match="none is NaN or .inf and some are finite"):
+            function(log_weights)
+
+    def log_density(x):
+        return density.log_prob((), x) + log_weights
+
+    with pytest.raises(ValueError, match="none is NaN or .inf and some are finite"):
+        variational.resample(density, (), KEY, log_density, 5, 100)
+
+
+def test_a_few_samples_with_all_the_weight_are_not_trusted():
+    log_weights = np.full(1000, -np.inf)
+    log_weights[:3] = 0.0
+    assert variational.pareto_k(log_weights) == math.inf
+    with pytest.warns(UserWarning, match="Pareto k of inf"):
+        assert variational.evidence_from(log_weights).effective_sample_size == pytest.approx(3)
+    assert variational.pareto_k(np.array([1.0] * 3 + [0.0] * 997)) == 0
+
+
 def wide_normal(x):
     return -(x**2).sum(-1) / 18
 

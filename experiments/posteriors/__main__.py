@@ -11,6 +11,7 @@ the JSON object.
 """
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -30,7 +31,7 @@ from numpyro.infer import MCMC, NUTS
 from experiments import plots, provenance
 from experiments.figures.launch import define_flags, launch
 from experiments.posteriors.models import Problem, problems
-from experiments.workdir import write_json
+from experiments.workdir import defined, write_json
 from led_jax import densities, flows, interop, variational
 from led_jax.densities import Density
 from led_jax.flows import Flow
@@ -195,6 +196,7 @@ def fit(
         "error": moments(x).error(reference),
         "weighted_error": moments(x, log_weights).error(reference),
         **evidence._asdict(),
+        "pareto_k": defined(evidence.pareto_k),
         "seconds": seconds,
     }
     return fitted.params["flow"], record
@@ -237,6 +239,11 @@ def measure(problem: Problem, key: Array, scale: Scale) -> dict[str, Any]:
     return record
 
 
+def _k(record: dict[str, Any]) -> float:
+    """The Pareto k of a fit; JSON has no infinity."""
+    return math.inf if record["pareto_k"] is None else record["pareto_k"]
+
+
 def to_markdown(result: dict[str, Any]) -> str:
     """The numbers as two tables, of the fits and of NUTS."""
     lines = [
@@ -249,7 +256,7 @@ def to_markdown(result: dict[str, Any]) -> str:
                 f"| {name} | {record['size']} | {density} | {r['error']:.3f} "
                 f"| {r['weighted_error']:.3f} | {r['elbo']:.3f} "
                 f"| {r['log_z']:.3f} +- {r['standard_error']:.3f} "
-                f"| {r['pareto_k']:.2f} | {r['seconds']:.0f} |"
+                f"| {_k(r):.2f} | {r['seconds']:.0f} |"
             )
     lines += [
         "",
@@ -312,7 +319,7 @@ def draw(records: dict[str, Any], path: pathlib.Path) -> None:
     """
     points = {
         name: {
-            **{m: (r["weighted_error"], r["pareto_k"] < 0.7) for m, r in record["fits"].items()},
+            **{m: (r["weighted_error"], _k(r) < 0.7) for m, r in record["fits"].items()},
             **{m: (r["error"], r["r_hat"] < 1.01) for m, r in record.get("chains", {}).items()},
         }
         for name, record in records.items()
