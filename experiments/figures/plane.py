@@ -51,11 +51,11 @@ class Grid(NamedTuple):
     area: Array | float
     extent: tuple[float, float, float, float]
 
-    def integrate(self, values: Array) -> float:
+    def integrate(self, values: Array | np.ndarray) -> float:
         """The integral of a function over the square, from its values `[size * size]`."""
         return float(values.sum() * self.area)
 
-    def image(self, values: Array) -> np.ndarray:
+    def image(self, values: Array | np.ndarray) -> np.ndarray:
         """The values `[size * size]` as `[size, size]`, from the bottom row to the top one."""
         size = round(len(self.points) ** 0.5)
         return np.asarray(values).reshape(size, size)
@@ -64,9 +64,10 @@ class Grid(NamedTuple):
 def square(radius: float, size: int, center: tuple[float, float] = (0.0, 0.0)) -> Grid:
     """The grid over center + [-radius, radius]^2, of size x size cells."""
     step = 2 * radius / size
-    ticks = (jnp.arange(size) + 0.5) * step - radius
-    points = jnp.stack(jnp.meshgrid(ticks, ticks), -1).reshape(-1, 2) + jnp.asarray(center)
+    ticks = (np.arange(size) + 0.5) * step - radius
+    points = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2) + center
     left, bottom = (c - radius for c in center)
+    points = jax.device_put(points.astype(jnp.result_type(float)))
     return Grid(points, step**2, (left, left + 2 * radius, bottom, bottom + 2 * radius))
 
 

@@ -11,10 +11,12 @@ figure1.png and figure1.json. The last line on standard output is that JSON obje
 
 import math
 import pathlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -87,7 +89,7 @@ def train_parts(
 
 def measure(
     problem: Problem, params: Any, key: Array, cells: int
-) -> tuple[dict[str, float], Array, Array]:
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """The bound, its gap and how far the prior is from the aggregated posterior.
 
     Returns:
@@ -96,42 +98,59 @@ def measure(
     """
     led, rows, test = problem
     grid = plane.latent_grid(led, params, rows, cells)
-    log_marginal = plane.log_marginal(led, params, test, grid)
-    gap = plane.posterior_gap(led, params, test, grid)
-    encoding = estimators.encode_all(led, params, rows)
-    log_q = estimators.aggregated_posterior_log_prob(led, params, grid.points, encoding)
-    log_p = led.prior_log_prob(params, grid.points)
+    log_marginal, gap = map(
+        np.asarray,
+        (plane.log_marginal(led, params, test, grid), plane.posterior_gap(led, params, test, grid)),
+    )
+    log_p, log_q = _prior_and_aggregate(led, params, rows, grid.points)
+    elbo = jax.jit(led.elbo, static_argnums=3)(params, key, test, (500,))
     numbers = {
         "posterior_gap": float(gap.mean()),
         "posterior_gap_se": float(gap.std() / math.sqrt(len(gap))),
         "nll": -float(log_marginal.mean()),
-        "sampled_elbo": float(led.elbo(params, key, test, (500,)).bound.mean()),
-        "train_marginal_kl": grid.integrate(jnp.exp(log_q) * (log_q - log_p)),
+        "sampled_elbo": float(np.mean(elbo.bound)),
+        "train_marginal_kl": grid.integrate(np.exp(log_q) * (log_q - log_p)),
     }
     return numbers, gap, log_marginal
 
 
+def _prior_and_aggregate(
+    led: LED, params: Any, rows: Array, z: Array
+) -> tuple[np.ndarray, np.ndarray]:
+    """log p(z), and log q(z) of the aggregated posterior of the rows."""
+    encoding = estimators.encode_all(led, params, rows)
+    log_q = estimators.aggregated_posterior_log_prob(led, params, z, encoding)
+    return np.asarray(jax.jit(led.prior_log_prob)(params, z)), np.asarray(log_q)
+
+
+@partial(jax.jit, static_argnums=0)
+def _joint_and_posterior(led: LED, params: Any, x: Array, z: Array) -> tuple[Array, Array]:
+    """log p(x, z) and log q(z|x) of one x and many z."""
+    log_joint = led.log_likelihood(params, z, x) + led.prior_log_prob(params, z)
+    return log_joint, led.posterior_log_prob(params, z, led.encoding(params, x))
+
+
 def draw(
-    problem: Problem, params: Any, shown: Array, gaps: Array, log_marginals: Array, title: str
+    problem: Problem,
+    params: Any,
+    shown: Array,
+    gaps: np.ndarray,
+    log_marginals: np.ndarray,
+    title: str,
 ) -> list[Panel]:
     """The prior with the aggregated posterior, then p(z|x) with q(z|x) of each row shown."""
     led, rows, _ = problem
     grid = plane.latent_grid(led, params, rows, 150)
-    encoding = estimators.encode_all(led, params, rows)
-    log_q = estimators.aggregated_posterior_log_prob(led, params, grid.points, encoding)
-    log_p = led.prior_log_prob(params, grid.points)
-    p, q = (grid.image(jnp.exp(values)) for values in (log_p, log_q))
-    panels = [Panel(f"{title}: p(z)", p, grid.extent, q)]
-    for x, gap, log_marginal in zip(shown, gaps, log_marginals, strict=True):
-        encoding = led.encoding(params, x)
-        radius = 5 * float(jnp.exp(encoding.log_std).max())
-        near = plane.square(radius, 100, tuple(encoding.mean.tolist()))
-        log_joint = led.log_likelihood(params, near.points, x)
-        log_joint += led.prior_log_prob(params, near.points)
-        log_q = led.posterior_log_prob(params, near.points, encoding)
-        posterior = near.image(jnp.exp(log_joint - log_marginal))
-        title = f"p(z|x), KL {gap:.2f}"
-        panels.append(Panel(title, posterior, near.extent, near.image(jnp.exp(log_q))))
+    p, q = map(np.exp, _prior_and_aggregate(led, params, rows, grid.points))
+    panels = [Panel(f"{title}: p(z)", grid.image(p), grid.extent, grid.image(q))]
+    encoding = estimators.encode_all(led, params, shown)
+    mean, log_std = np.asarray(encoding.mean), np.asarray(encoding.log_std)
+    for i, x in enumerate(shown):
+        near = plane.square(5 * float(np.exp(log_std[i]).max()), 100, tuple(mean[i].tolist()))
+        log_joint, log_q = map(np.asarray, _joint_and_posterior(led, params, x, near.points))
+        posterior = near.image(np.exp(log_joint - log_marginals[i]))
+        title = f"p(z|x), KL {gaps[i]:.2f}"
+        panels.append(Panel(title, posterior, near.extent, near.image(np.exp(log_q))))
     return panels
 
 
@@ -162,8 +181,8 @@ def run(setting: Setting, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
             "test_rows": len(change),
         }
         # The rows shown have evenly spaced ranks in the order of the gap before the update.
-        ranks = (jnp.arange(NUM_SHOWN) + 0.5) / NUM_SHOWN * len(change)
-        shown = jnp.argsort(gaps[0])[ranks.astype(int)]
+        ranks = (np.arange(NUM_SHOWN) + 0.5) / NUM_SHOWN * len(change)
+        shown = np.argsort(gaps[0])[ranks.astype(int)]
         for stage, gap, (params, log_marginal) in zip(stages, gaps, draws, strict=True):
             panels.append(
                 draw(
