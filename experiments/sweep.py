@@ -13,8 +13,8 @@ For a grid, grid.json, grid.md and grid.png cover all of its cells that are fini
 directory, so that shards (--shard=1/2, --shard=2/2) with the same directory make one table. For
 table N, the files are tableN.json (a list of experiments.train's objects), tableN.md, tableN.png
 and, if the results have the parts of the bound, tableN_nats.png with these; for --table=priors,
-they are priors.json, priors.md and priors_nats.png. Earlier results of other cells are kept. The
-last line on standard output is one JSON object with the results.
+they are priors.json, priors.md and priors.png, which has the parts of the bound. Earlier results of
+other cells are kept. The last line on standard output is one JSON object with the results.
 
 --executor=local trains --parallel_cells cells at a time, each in a process of its own, and
 --executor=slurm trains them in an array of jobs; --submitit=timeout_min=600,slurm_partition=gpu
@@ -435,7 +435,7 @@ def _write(name: str, results: list[dict[str, Any]], workdir: pathlib.Path) -> l
     if columns:
         plots.depth_curves(path.with_suffix(".png"), columns)
     if bars:
-        plots.nats(workdir / f"{stem}_nats.png", bars)
+        plots.nats(workdir / (f"{stem}_nats.png" if columns else f"{stem}.png"), bars)
     return results
 
 

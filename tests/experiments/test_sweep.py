@@ -249,7 +249,7 @@ def test_alternatives_have_a_table_without_depths_and_the_papers_numbers(tmp_pat
     assert "| normal | - | - | 90.00 | 0.30 | - | 2 | 200 | 5000 |" in text
     assert "| vamp | - | - | not run |" in text
     ((path, bars),) = drawn.items()
-    assert path == tmp_path / "priors_nats.png" and not list(tmp_path.glob("*.png"))
+    assert path == tmp_path / "priors.png" and not list(tmp_path.glob("*.png"))
     (_, whole), (_, split) = bars["normal"][1], bars["normal"][0]
     assert split == {"reconstruction": 70.0, "I(x; z)": 9.0, "KL(q(z) || p(z))": 16.0}
     assert whole == {"reconstruction": 70.0, "KL(q(z|x) || p(z))": 25.0}
