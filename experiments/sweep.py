@@ -250,28 +250,12 @@ def run_name(config: Config) -> str:
 
 
 def to_markdown(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> str:
-    """The table: ours beside the paper's, mean over seeds; cells without a result say so."""
-    lines = [
-        "| column | L | paper | led_jax | standard error | beaten by | seeds | epochs | samples |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    """The table, means over seeds: ours beside the paper's, or alternatives with their parts.
 
-    def known(value: float | None, text: str) -> str:
-        return "-" if value is None else text.format(value)
-
-    for column, cells in table.items():
-        for cell in cells:
-            runs, paper = _runs_of(cell, column, results), cell.paper_nll
-            row = f"| {column} | {known(cell.depth, '{}')} | {known(paper, '{:.2f}')} "
-            if not runs:
-                lines.append(row + "| not run |" + " |" * 5)
-                continue
-            nll, error = _mean_and_error(runs)
-            beaten_by = None if paper is None else paper - nll
-            lines.append(
-                f"{row}| {nll:.2f} | {error:.2f} | {known(beaten_by, '{:.2f}')} | {len(runs)} "
-                f"| {runs[0]['epochs']} | {runs[0]['nll_samples']} |"
-            )
+    Cells without a result say so.
+    """
+    is_of_paper = any(cell.depth is not None for cells in table.values() for cell in cells)
+    lines = _beside_the_paper(table, results) if is_of_paper else _with_parts(table, results)
     origins = {
         f"{r['hardware']}; {', '.join(f'{k} {v}' for k, v in r['versions'].items())}; {r['date']}."
         for r in results
@@ -287,6 +271,64 @@ def to_markdown(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> 
         *(f"    {result['command']} --data_dir=DIR" for result in results),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _beside_the_paper(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| column | L | paper | led_jax | standard error | beaten by | seeds | epochs | samples |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for column, cells in table.items():
+        for cell in cells:
+            runs, paper = _runs_of(cell, column, results), cell.paper_nll
+            row = f"| {column} | {cell.depth} | {_known(paper)} "
+            if not runs:
+                lines.append(row + "| not run |" + " |" * 5)
+                continue
+            nll, error = _mean_and_error(runs)
+            lines.append(
+                f"{row}| {nll:.2f} | {error:.2f} | {_known(paper and paper - nll)} | {len(runs)} "
+                f"| {runs[0]['epochs']} | {runs[0]['nll_samples']} |"
+            )
+    return lines
+
+
+def _with_parts(table: dict[str, list[Cell]], results: list[dict[str, Any]]) -> list[str]:
+    """Models that differ in one part, with the parts of their bounds.
+
+    The standard error is the one over test images; beside it is that of the mean over seeds.
+    """
+    names = ("reconstruction", "I(x; z)", "KL(q(z) || p(z))")
+    titles = [name.replace("||", "to") for name in names]
+    columns = ["model", "NLL", "standard error", "over seeds", "-ELBO", *titles, "active units"]
+    columns += ["seeds", "epochs", "samples"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for column, (cell,) in table.items():
+        runs = _runs_of(cell, column, results)
+        if not runs:
+            lines.append(f"| {column} | not run |" + " |" * (len(columns) - 2))
+            continue
+        nll, error = _mean_and_error(runs)
+        nlls, parts = zip(*_nats(runs), strict=True)
+        of_seeds = statistics.stdev(nlls) / math.sqrt(len(nlls)) if len(nlls) > 1 else None
+        means = [
+            statistics.mean(part[name] for part in parts)
+            if all(name in part for part in parts)
+            else None
+            for name in names
+        ]
+        bound = -statistics.mean(run["test_elbo"] for run in runs)
+        units = statistics.mean(run["active_units"] for run in runs)
+        numbers = [nll, error, of_seeds, bound, *means]
+        lines.append(
+            f"| {column} | {' | '.join(map(_known, numbers))} | {units:g} | {len(runs)} "
+            f"| {runs[0]['epochs']} | {runs[0]['nll_samples']} |"
+        )
+    return lines
+
+
+def _known(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _runs_of(cell: Cell, column: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -235,6 +235,7 @@ def test_alternatives_have_a_table_without_depths_and_the_papers_numbers(tmp_pat
         "test_elbo": -95.0,
         "test_kl": 25.0,
         "mutual_information": 9.0,
+        "active_units": 25,
         "epochs": 200,
         "nll_samples": 5000,
         "hardware": "h",
@@ -243,11 +244,16 @@ def test_alternatives_have_a_table_without_depths_and_the_papers_numbers(tmp_pat
     }
     drawn = {}
     monkeypatch.setattr(sweep_module.plots, "nats", lambda path, bars: drawn.update({path: bars}))
-    other = result | {"command": result["command"] + " --seed=1", "mutual_information": None}
+    other = {"command": result["command"] + " --seed=1", "nll": 91.0, "active_units": 26}
+    other = result | other | {"mutual_information": None}
     sweep_module._write("priors", [result, other], tmp_path)
     text = (tmp_path / "priors.md").read_text()
-    assert "| normal | - | - | 90.00 | 0.30 | - | 2 | 200 | 5000 |" in text
-    assert "| vamp | - | - | not run |" in text
+    assert (
+        "| normal | 90.50 | 0.30 | 0.50 | 95.00 | 70.00 | - | - | 25.5 | 2 | 200 | 5000 |" in text
+    )
+    assert "| vamp | not run |" in text
+    one = sweep_module.to_markdown(table, [result])
+    assert "| normal | 90.00 | 0.30 | - | 95.00 | 70.00 | 9.00 | 16.00 | 25 | 1 | 200 " in one
     ((path, bars),) = drawn.items()
     assert path == tmp_path / "priors.png" and not list(tmp_path.glob("*.png"))
     (_, whole), (_, split) = bars["normal"][1], bars["normal"][0]
