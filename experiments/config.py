@@ -176,7 +176,8 @@ class Config:
         None,
         "Draws that split the KL of the test images into I(x; z) and KL(q(z) || p(z)); 0 does not "
         "split it. Default: --nll_samples, or 0 with --posterior_context, because each draw then "
-        "inverts the posterior's flow once for each test image.",
+        "inverts the posterior's flow once for each test image. Another number than that of a "
+        "finished run measures the run again.",
         free=True,
     )
     devices: int = _field(0, "Devices of each process; 0 takes all it has.", free=True)
@@ -362,9 +363,9 @@ class Config:
         }
 
     def has_samples(self, result: Mapping[str, Any]) -> bool:
-        """Whether a result was measured with as many samples as this configuration asks for."""
+        """Whether a result has this configuration's numbers of NLL and of matching samples."""
         names = ("nll_samples", "matching_samples")
-        return all(result.get(name) == self.record()[name] for name in names)
+        return all(result[name] == self.record()[name] for name in names)
 
     def fixed(self) -> dict[str, Any]:
         """The fields of `record` that may not change when a run is resumed, as JSON has them."""

@@ -114,7 +114,7 @@ def submitted(
 
 
 def finished_there(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """A run's result, if it is on disk, valid and for as many samples; else None.
+    """A run's result, if it is on disk, valid and for as many samples of both kinds; else None.
 
     What is wrong with a result is left to `run` to report.
     """

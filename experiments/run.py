@@ -45,8 +45,9 @@ def run(config: Config, workdir: pathlib.Path, stop: Stop | None = None) -> dict
 
     Args:
       config: the run.
-      workdir: directory of the run. A run that is finished, with as many samples, is not run
-        again. Of several processes, only the first reads and writes the directory's files.
+      workdir: directory of the run. A run that is finished, with this configuration's numbers
+        of samples, is not run again. Of several processes, only the first reads and writes the
+        directory's files.
       stop: how the run ends at a signal, from `stop_on_signal`; None leaves signals as they are.
 
     Returns:

@@ -175,7 +175,12 @@ _TABLE = flags.DEFINE_string("table", "1", "1 or 2, of the paper; priors or post
 _COLUMNS = flags.DEFINE_list("columns", [], "Columns to train; empty: all of the table's.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of every cell.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs of every cell; 0: each cell's own.", 0)
-_NLL_SAMPLES = flags.DEFINE_integer("nll_samples", 0, "Importance samples; 0: each cell's own.", 0)
+_NLL_SAMPLES = flags.DEFINE_integer(
+    "nll_samples",
+    0,
+    "Importance samples; 0: each cell's own. It does not change --matching_samples.",
+    0,
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Directory of the data, as for experiments.train.")
 flags.DEFINE_string("workdir", "", "Directory of the sweep.")
 _GRID = flags.DEFINE_string(

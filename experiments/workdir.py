@@ -99,7 +99,9 @@ def check_path(workdir: pathlib.Path) -> None:
 
 def write_config(config: Config, workdir: pathlib.Path) -> None:
     """Puts the configuration of a run on record in its directory."""
-    write_json(workdir / "config.json", config.record())
+    # As given: its default depends on a field that may change when the run is resumed.
+    given = {"matching_samples": config.matching_samples}
+    write_json(workdir / "config.json", config.record() | given)
 
 
 def check_workdir(config: Config, workdir: pathlib.Path) -> None:
@@ -174,11 +176,8 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
 
 
 def defined(value: float) -> float | None:
-    """The number, or None for NaN and infinities, which JSON lacks.
-
-    NaN is the standard error of one row or sample.
-    """
-    return value if math.isfinite(value) else None
+    """The number, or None for NaN, which JSON lacks: the standard error of one row or sample."""
+    return None if math.isnan(value) else value
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -217,8 +217,9 @@ def state_shape(
 def once_for_equal(build: Callable[..., Any]) -> Callable[..., Any]:
     """Has `build` return for equal arguments what it returned before: the same compiled programs.
 
-    Arguments are equal if their types are, too. Tuples compare equal whatever their class, and a
-    subclass of a model may compute something else.
+    Arguments count as equal only if their types, and those of all entries of tuples within them,
+    are equal as well: tuples compare equal whatever their class, and a subclass of a model may
+    compute something else.
     """
 
     @lru_cache(maxsize=16)

@@ -340,7 +340,7 @@ def evidence_from(log_weights: Array | np.ndarray) -> Evidence:
       log_weights: `[n]`, as from the function `log_weights`.
 
     Raises:
-      ValueError: if there are fewer than 25 weights, one of them is not a number, or all are zero.
+      ValueError: if there are fewer than 25 weights, a logarithm is NaN or +inf, or all are -inf.
     """
     log_weights = np.asarray(as_real("evidence_from: log_weights", log_weights), np.float64)
     k = pareto_k(log_weights)
@@ -421,12 +421,12 @@ def pareto_k(log_weights: Array | np.ndarray) -> float:
       log_weights: logarithms of the weights, up to a constant, `[n]`.
 
     Returns:
-      k. If fewer than five of the largest weights exceed the next smaller one, it is 0 where these
-      carry less than a tenth of the weight, as when all are equal, and infinity where they carry
-      more.
+      k. If fewer than five of the largest weights exceed the next smaller one, it is 0 where their
+      excess over it is less than a tenth of all weight, as when all are equal, and infinity
+      otherwise.
 
     Raises:
-      ValueError: if there are fewer than 25 weights, one of them is not a number, or all are zero.
+      ValueError: if there are fewer than 25 weights, a logarithm is NaN or +inf, or all are -inf.
     """
     log_weights = np.asarray(as_real("pareto_k: log_weights", log_weights), np.float64)
     if log_weights.ndim != 1 or len(log_weights) < 25 or not math.isfinite(log_weights.max()):
@@ -439,7 +439,7 @@ def pareto_k(log_weights: Array | np.ndarray) -> float:
     size = math.ceil(min(0.2 * len(weights), 3 * math.sqrt(len(weights))))
     excess = weights[-size:] - weights[-size - 1]
     excess = excess[excess > 0]
-    if len(excess) < 5:  # Too few to fit a distribution to. Do they decide any estimate?
+    if len(excess) < 5:  # Too few for a fit. Estimates rest on them if they carry much weight.
         return 0.0 if excess.sum() < 0.1 * weights.sum() else math.inf
     # A weighted mean over a grid of b = -k / scale, by the profile likelihood.
     grid_size = 30 + math.isqrt(len(excess))

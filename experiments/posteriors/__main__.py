@@ -31,7 +31,7 @@ from numpyro.infer import MCMC, NUTS
 from experiments import plots, provenance
 from experiments.figures.launch import define_flags, launch
 from experiments.posteriors.models import Problem, problems
-from experiments.workdir import defined, write_json
+from experiments.workdir import write_json
 from led_jax import densities, flows, interop, variational
 from led_jax.densities import Density
 from led_jax.flows import Flow
@@ -196,7 +196,7 @@ def fit(
         "error": moments(x).error(reference),
         "weighted_error": moments(x, log_weights).error(reference),
         **evidence._asdict(),
-        "pareto_k": defined(evidence.pareto_k),
+        "pareto_k": None if math.isinf(evidence.pareto_k) else evidence.pareto_k,
         "seconds": seconds,
     }
     return fitted.params["flow"], record

@@ -93,12 +93,12 @@ def table(workdir):
 @pytest.mark.slow
 def test_shards_with_a_killed_and_diverging_cells_come_to_the_table_of_one_process(tmp_path):
     args = [f"--grid={TINY};learning_rate=0.001,0.002,1e30", "--seeds=0,1"]
-    one = start(*args, "--workdir=one", cwd=tmp_path)
     first = start(*args, "--shard=1/2", "--workdir=shards", cwd=tmp_path)
     while first.poll() is None and not list(tmp_path.glob("shards/*/result.json")):
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     assert finish(first)[0] == -signal.SIGKILL
+    one = start(*args, "--workdir=one", cwd=tmp_path)
     again, out, _ = finish(start(*args, "--dry_run", "--shard=1/2", "--workdir=x", cwd=tmp_path))
     assert again == 0 and len(out) == 3 and not (tmp_path / "x").exists()
     for shard in ("1/2", "2/2"):

@@ -1,6 +1,7 @@
-"""Child processes that need no imports: forks of one that has imported what all binaries import.
+"""Child processes that need no imports.
 
-That one starts with the first of them, and they have its environment.
+A server process imports `experiments.run` once; each child is a fork of it. The server starts with
+the first child, and all children have the environment of that moment.
 """
 
 import multiprocessing
@@ -12,8 +13,10 @@ from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["experiments.run"])
+_environment: dict[str, str] = {}  # Settings of JAX when the server started.
 
-# A function of this package would import it, which makes JAX look for its devices.
+# Text rather than a function: to unpickle a function the child would import `support`, whose key
+# makes JAX look for its devices.
 _RUN = """
 import atexit, os, runpy, sys
 os.chdir(cwd)
@@ -35,6 +38,9 @@ class Forked:
     """What Python's options `-m MODULE ...` or `-c CODE ...` run, with methods of a `Popen`."""
 
     def __init__(self, *args, cwd=None):
+        settings = {k: v for k, v in os.environ.items() if k.startswith(("JAX_", "XLA_"))}
+        _environment.update({} if _environment else settings)
+        assert settings == _environment, "these children have the environment of the first: `fresh`"
         self.args = [*map(str, args)]
         self._files = [tempfile.NamedTemporaryFile() for _ in range(2)]
         names = {
@@ -62,6 +68,9 @@ class Forked:
 
     def wait(self, timeout):
         self._process.join(timeout)
+        if self.returncode is None:
+            self._process.kill()
+            raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
 
     def communicate(self, timeout):
