@@ -288,11 +288,14 @@ def test_aggregated_posterior_is_the_whole_mixture(x64):
     np.testing.assert_allclose(again, actual, rtol=1e-9)
 
 
-def test_aggregated_posterior_of_narrow_components_far_from_the_origin():
-    """In float32, where expanded squares that are not centered would cancel to nothing."""
+@pytest.mark.parametrize(("center", "log_std"), [(100, -3), (0, -9)])
+def test_aggregated_posterior_of_narrow_components_far_from_the_origin(center, log_std):
+    """In float32, where expanded squares would cancel to nothing."""
     rng = np.random.default_rng(0)
-    mean, std = 100 + rng.normal(size=(500, 8)), np.exp(rng.normal(-3, 0.3, (500, 8)))
-    z = mean[:50] + std[:50] * rng.normal(size=(50, 8))
+    mean = (center + rng.normal(size=(500, 8))).astype(np.float32)
+    std = np.exp(rng.normal(log_std, 0.3, (500, 8)))
+    z = (mean[:50] + std[:50] * rng.normal(size=(50, 8))).astype(np.float32)
+    mean, z = mean.astype(float), z.astype(float)
     log_parts = scipy.stats.norm.logpdf(z[:, None], mean, std).sum(-1)
     expected = scipy.special.logsumexp(log_parts, axis=1) - np.log(500)
     encoding = encoders.Encoding(*(a.astype(np.float32) for a in (mean, np.log(std))))
