@@ -138,7 +138,8 @@ def nats(
     """The parts of each model's negative bound as stacked bars, and its NLL as a mark.
 
     The part of a bar beyond the mark is the gap between bound and NLL. Marks and bars are means
-    over seeds; error bars are standard errors over seeds, if there are two or more.
+    over seeds; error bars are standard errors over seeds, if there are two or more. A bar of more
+    than 1.5 times the median is cut off, and says how long it is.
 
     Args:
       path: file to write.
@@ -147,6 +148,8 @@ def nats(
     figure, axes = plt.subplots(figsize=(7, 0.8 + 0.32 * len(models)), layout="constrained")
     names = dict.fromkeys(name for seeds in models.values() for _, parts in seeds for name in parts)
     colors = {name: f"C{i}" for i, name in enumerate(names)}
+    bounds = [float(np.mean([sum(parts.values()) for _, parts in m])) for m in models.values()]
+    limit = 1.5 * float(np.median(bounds))
     for row, seeds in enumerate(models.values()):
         left = 0.0
         for name in names:
@@ -157,6 +160,12 @@ def nats(
                 left += width
         nll, error = _mean_and_error([nll for nll, _ in seeds])
         axes.errorbar(nll, row, xerr=error, marker="|", ms=14, mew=2, color="black")
+    if max(bounds) > limit:
+        axes.set_xlim(0, limit)
+    for row, bound in enumerate(bounds):
+        if bound > limit:
+            style = {"ha": "right", "va": "center", "color": "white"}
+            axes.text(0.99 * limit, row, f"{bound:.0f} \u2192", **style)
     mark = Line2D([], [], marker="|", ms=10, mew=2, ls="none", color="black")
     handles = [*(Rectangle((0, 0), 1, 1, color=color) for color in colors.values()), mark]
     axes.set_yticks(range(len(models)), list(models))

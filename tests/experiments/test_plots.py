@@ -109,6 +109,10 @@ def test_nats_are_stacked_up_to_the_bound(tmp_path, monkeypatch):
     marks = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
     assert {89.0, 80.0} <= set(marks)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert not axes.texts
+    (axes,) = drawn(monkeypatch, plots.nats, models | {"far": [(500.0, {"x": 600.0})]}).axes
+    assert axes.get_xlim() == (0, 1.5 * 92)  # The median of 92, 85 and 600.
+    assert [text.get_text() for text in axes.texts] == ["600 \u2192"]
 
 
 def test_density_maps_put_each_panel_in_its_place(tmp_path, monkeypatch):
