@@ -58,7 +58,9 @@ def softplus(x: Array) -> Array:
 
     The same value as `jax.nn.softplus`, which uses `logaddexp` and is slower.
     """
-    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    magnitude = jnp.abs(x)
+    # Not max(x, 0): at 0, JAX's derivatives of it and of |x| would add up to 0, and not to 1/2.
+    return 0.5 * x + 0.5 * magnitude + jnp.log1p(jnp.exp(-magnitude))
 
 
 def log_sigmoid(x: Array) -> Array:

@@ -563,6 +563,14 @@ def test_samples_of_a_resampled_density(x64):
     assert scipy.stats.kstest(np.asarray(x)[:, 0], scipy.stats.norm.cdf).pvalue < 1e-9
 
 
+def test_a_fresh_resampled_density_learns():
+    """Its acceptance is 1/2 everywhere, and has a gradient all the same."""
+    density, x = densities.resampled((2,), hidden=(4,)), 0.3 * normal((50, 2))
+    params = density.init(KEY, x)
+    gradient = jax.jit(jax.grad(lambda p: density.log_prob(p, x).mean()))(params)
+    assert np.abs(gradient["acceptance"]["dense_1"]["kernel"]).max() > 0.01
+
+
 @pytest.mark.slow
 def test_gradients_of_a_resampled_density_see_the_normaliser(x64):
     """Against gradients of the same formula with the rate by quadrature."""
