@@ -164,8 +164,8 @@ def nats(
         axes.set_xlim(0, limit)
     for row, bound in enumerate(bounds):
         if bound > limit:
-            style = {"ha": "right", "va": "center", "color": "white"}
-            axes.text(0.99 * limit, row, f"{bound:.0f} \u2192", **style)
+            text = f"{bound:.0f} \u2192"
+            axes.text(0.99 * limit, row, text, ha="right", va="center", color="white")
     mark = Line2D([], [], marker="|", ms=10, mew=2, ls="none", color="black")
     handles = [*(Rectangle((0, 0), 1, 1, color=color) for color in colors.values()), mark]
     axes.set_yticks(range(len(models)), list(models))
